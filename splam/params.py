@@ -1,0 +1,480 @@
+"""Every parameter of the pipeline, typed and strict: an unknown key or a wrong type is an error that names it.
+
+conf/profile/NAME.yaml (with what it `extends`) is composed into params.yaml by `python -m splam.params NAME`;
+stages read params.yaml alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+CONF = Path("conf/profile")
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Recipe(Strict):
+    """How one model of the tiny world is trained (splam.world)."""
+
+    channels: list[PositiveInt]
+    iterations: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    warmup: PositiveInt
+    weight_decay: float
+    gradient_norm: PositiveFloat
+    ema_decay: float = Field(ge=0, lt=1)
+    bf16: bool
+    seed: int
+    checkpoint_seconds: PositiveFloat
+    empty_captions: float = Field(0.0, ge=0, le=1)
+
+
+class World(Strict):
+    """The recipes of the shipped tiny models."""
+
+    latent_channels: PositiveInt
+    text_tokens: PositiveInt
+    vae: Recipe
+    unet: Recipe
+    clip: Recipe
+
+    def clip_config(self) -> dict[str, Any]:
+        """open_clip's configuration of the tiny CLIP model; channels are [vision width, text width]."""
+        vision, text = self.clip.channels
+        return {
+            "embed_dim": text,
+            "vision_cfg": {"image_size": 32, "patch_size": 4, "width": vision, "layers": 4, "head_width": 32},
+            "text_cfg": {
+                "context_length": self.text_tokens,
+                "vocab_size": 49408,
+                "width": text,
+                "heads": 4,
+                "layers": 3,
+            },
+        }
+
+
+class Teacher(Strict):
+    """What is distilled: "tiny" (the shipped models) or a diffusers Stable Diffusion pipeline."""
+
+    source: str = Field(description='"tiny", a hub id, or a local folder with model_index.json')
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class EmojiData(Strict):
+    """The text-to-emoji set (splam.data.emoji)."""
+
+    kind: Literal["emoji"]
+    train_draws: PositiveInt
+    test_draws: int = Field(ge=1, le=9)
+    every: PositiveInt = Field(1, description="use one glyph in `every`")
+
+
+class Trajectories(Strict):
+    """Teacher trajectories, computed once for each guidance scale and shared by all runs."""
+
+    guidance_scales: list[float]
+    draws: PositiveInt = Field(description="(image, caption, t, noise) draws in the cache")
+    steps: PositiveInt = Field(description="guided DDIM steps of k_phi along each draw")
+    solver_skip: PositiveInt = Field(20, description="k_phi")
+    batch_size: PositiveInt
+    empty_captions: float = Field(ge=0, le=1, description="share of captions replaced by the empty one")
+
+
+class Training(Strict):
+    """Hyperparameters of a distillation that methods in one comparison share (method.md, Alg. 1)."""
+
+    iterations: PositiveInt
+    batch_size: PositiveInt = Field(description="per process")
+    learning_rate: PositiveFloat
+    warmup: int = Field(ge=0, description="iterations of linear warm-up")
+    schedule: Literal["constant", "linear"] = Field("constant", description="after the warm-up; linear ends at 0")
+    weight_decay: float = Field(ge=0)
+    gradient_norm: PositiveFloat
+    ema_decay: float = Field(ge=0, lt=1, description="mu")
+    loss: Literal["l2", "huber", "pseudo_huber"]
+    huber_c: PositiveFloat = 1e-3
+    bf16: bool
+    processes: PositiveInt = 1
+    checkpoint_seconds: PositiveFloat
+    keep_checkpoints: PositiveInt = 2
+    short_ends: Literal["clamped", "strict"] = "clamped"
+    sigma_form: Literal["linear", "markov"] = "linear"
+    condition_width: PositiveInt = Field(64, description="width of the time_cond_proj input: e(gamma), or w for LCM*")
+    gamma_max_frequency: PositiveFloat = Field(10.0, description="radians over gamma in [0, 1]")
+    gamma_one_probability: float = Field(0.0, ge=0, le=1)
+    lora_rank: PositiveInt = 16
+    lora_learning_rate: PositiveFloat = 1e-3
+    lcm_star_scales: tuple[float, float] = (2.0, 14.0)
+    snapshots: list[PositiveInt] = Field([], description="iterations whose target network is kept for Fig. 2b")
+
+
+class Run(Strict):
+    """One distillation: what sets it apart from the others."""
+
+    method: Literal["lcm", "lcm_star", "lcm_lora", "splam"]
+    guidance_scale: float = Field(gt=0, description="w; the one that lcm_star is sampled with")
+    skip: PositiveInt = Field(description="k")
+    multiple_estimation: bool
+    input_scaling: Literal["raw", "unit_variance"] = "raw"
+    gamma_conditioning: Literal["embedding", "equal_snr_time"] = "embedding"
+    seeds: list[int] = [0]
+    datasets: list[Literal["unseen", "seen"]] = ["unseen"]
+    training: dict[str, Any] = Field({}, description="overrides of the training section")
+
+
+class Baseline(Strict):
+    """A diffusers scheduler on the undistilled teacher."""
+
+    scheduler: Literal["ddim", "dpmsolver", "dpmsolver++", "unipc"]
+    steps: list[PositiveInt]
+    guidance_scales: list[float]
+    datasets: list[Literal["unseen", "seen"]] = ["unseen"]
+
+
+class Evaluation(Strict):
+    """Protocol of the tables."""
+
+    features: Literal["efficientnet_lite0", "inception"]
+    images: PositiveInt = Field(description="samples of Tables 1, 2a and 2c")
+    small_images: PositiveInt = Field(description="samples of Table 2b, the first ones of the larger set")
+    curve_images: PositiveInt = Field(description="samples at each snapshot of Fig. 2b")
+    curve_steps: PositiveInt
+    steps: list[PositiveInt]
+    batch_size: PositiveInt
+    baselines: dict[str, Baseline]
+    teacher_steps: PositiveInt
+
+
+class Delta(Strict):
+    """delta(t, k) of Fig. 2c."""
+
+    runs: list[str]
+    images: PositiveInt
+    skip: PositiveInt
+    first_time: PositiveInt
+    batch_size: PositiveInt
+
+
+class Latency(Strict):
+    """Seconds from caption to image."""
+
+    run: str
+    lora: str
+    steps: list[PositiveInt]
+    repeats: PositiveInt
+    batch_size: PositiveInt
+
+
+class Pictures(Strict):
+    """Which runs and captions the sample figures show."""
+
+    prompts: list[str]
+    guidance_runs: list[str] = Field(description="Fig. 3: one run for each w")
+    lcm: str = Field(description="Fig. 4, left")
+    splam: str = Field(description="Fig. 4, right")
+    gallery: list[str] = Field(description="Fig. 5: runs beside the baselines and the teacher")
+    gallery_baselines: list[str]
+
+
+class Matrix(Strict):
+    """What dvc.yaml's matrices run over; derived, never written by hand."""
+
+    scales: list[str]
+    runs: list[str]
+    systems: list[str]
+
+
+class System(Strict):
+    """What one distilled run depends on, so that a change of another run leaves it alone; derived like Matrix."""
+
+    distill: dict[str, Any] = Field(description="its seed, run and training parameters")
+    datasets: list[str]
+
+
+class Params(Strict):
+    """The whole of params.yaml."""
+
+    profile: str
+    description: str = ""
+    expected_minutes: float | None = Field(None, gt=0, description="of `make repro` from nothing, on two cores")
+    seed: int
+    world: World
+    teacher: Teacher
+    data: EmojiData
+    trajectories: Trajectories
+    training: Training
+    runs: dict[str, Run]
+    evaluation: Evaluation
+    delta: Delta
+    latency: Latency
+    pictures: Pictures
+    matrix: Matrix
+    systems: dict[str, System]
+
+    @model_validator(mode="after")
+    def _agree(self) -> Params:
+        """Parts that are each valid but do not go together are errors that name them."""
+        errors = [line for name in self.runs for line in _run_errors(self, name)] + _reference_errors(self)
+        if self.evaluation.small_images > self.evaluation.images:
+            errors.append(
+                f"evaluation.small_images = {self.evaluation.small_images} are drawn from the first "
+                f"evaluation.images = {self.evaluation.images}: there are fewer"
+            )
+        if errors:
+            raise ValueError("\n".join(errors))
+        return self
+
+
+class ParamsError(ValueError):
+    """Parameters that are not valid; the message has a line for each, with its key, its value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """One distillation with one seed: `name` is "<run_name>-s<seed>", `training` has the run's overrides applied."""
+
+    name: str
+    run_name: str
+    seed: int
+    run: Run
+    training: Training
+
+
+def resolve(params: Params, name: str) -> ResolvedRun:
+    """The run of params.yaml that is called `name` in matrix.runs."""
+    for run_name, run in params.runs.items():
+        for seed in run.seeds:
+            if name == f"{run_name}-s{seed}":
+                return ResolvedRun(name, run_name, seed, run, _overridden(params.training, run))
+    raise ParamsError(f"there is no run {name!r}; there are: {', '.join(params.matrix.runs)}")
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """The parameters that a stage reads. Raises ParamsError, naming every key that is not as it should be."""
+    if not Path(path).is_file():
+        raise ParamsError(f"there is no {path}; compose it by `python -m splam.params PROFILE`")
+    return _validate(yaml.safe_load(Path(path).read_text()), str(path))
+
+
+def compose(name: str, conf: Path = CONF, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Profile `name` with what it `extends`, `a.b=c` overrides and the derived sections, as params.yaml holds it.
+
+    Dicts merge, lists replace, and a key set to null is taken out. Raises ParamsError.
+    """
+    content = _extended(name, conf)
+    for override in overrides:
+        content = _merge(content, _override(override))
+    if derived := {"profile", "matrix", "systems"} & content.keys():
+        raise ParamsError(f"profile {name}: {', '.join(sorted(derived))}: derived, not to be set")
+    content |= {"profile": name, "matrix": {"scales": [], "runs": [], "systems": []}, "systems": {}}
+    params = _validate(content, f"profile {name}")
+    content |= {"matrix": _matrix(params), "systems": _systems(params)}
+    return _validate(content, f"profile {name}").model_dump(mode="json", exclude_none=True)
+
+
+def _extended(name: str, conf: Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Content of conf/NAME.yaml merged over what it extends."""
+    if name in seen:
+        raise ParamsError(f"profiles extend each other: {' -> '.join([*seen, name])}")
+    path = conf / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in conf.glob("*.yaml")))
+        raise ParamsError(f"there is no profile {name!r} in {conf}; there are: {known or 'none'}")
+    content = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(content, dict):
+        raise ParamsError(f"{path}: not a mapping of keys to values")
+    parent = content.pop("extends", None)
+    return _merge(_extended(parent, conf, (*seen, name)) if parent else {}, content)
+
+
+def _override(text: str) -> dict[str, Any]:
+    """`a.b=c` as {"a": {"b": c}}, c read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ParamsError(f"override {text!r} is not key=value")
+    content = yaml.safe_load(value)
+    for part in reversed(key.split(".")):
+        content = {part: content}
+    return content
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict):
+            merged[key] = _merge(merged[key] if isinstance(merged.get(key), dict) else {}, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _matrix(params: Params) -> dict[str, list[str]]:
+    runs = [f"{name}-s{seed}" for name, run in params.runs.items() for seed in run.seeds]
+    scales = {f"{w:g}": None for b in params.evaluation.baselines.values() for w in b.guidance_scales}
+    return {
+        "scales": [f"{w:g}" for w in params.trajectories.guidance_scales],
+        "runs": runs,
+        "systems": [*runs, *(f"baselines-w{w}" for w in scales)],
+    }
+
+
+def _systems(params: Params) -> dict[str, dict[str, Any]]:
+    systems = {}
+    for name in _matrix(params)["runs"]:
+        resolved = resolve(params, name)
+        distill = {
+            "seed": resolved.seed,
+            "run": resolved.run.model_dump(mode="json", exclude={"seeds", "datasets", "training"}),
+            "training": resolved.training.model_dump(mode="json", exclude={"checkpoint_seconds", "keep_checkpoints"}),
+        }
+        systems[name] = {"distill": distill, "datasets": resolved.run.datasets}
+    return systems
+
+
+def _overridden(training: Training, run: Run) -> Training:
+    return Training.model_validate({**training.model_dump(), **run.training})
+
+
+def _run_errors(params: Params, name: str) -> list[str]:
+    """What is wrong with one run beside the other sections, a line each."""
+    run, cache = params.runs[name], params.trajectories
+    try:
+        training = _overridden(params.training, run)
+    except ValidationError as error:
+        return _lines(error, Training, f"runs.{name}.training.")
+    errors = [
+        f"runs.{name}: snapshot {i} is after the last iteration, {training.iterations}"
+        for i in training.snapshots
+        if i > training.iterations
+    ]
+    steps = run.skip / cache.solver_skip
+    if not run.multiple_estimation or steps == 1:
+        return errors
+    if steps != int(steps):
+        errors.append(
+            f"runs.{name}.skip = {run.skip}: with multiple_estimation it must be a multiple of "
+            f"trajectories.solver_skip = {cache.solver_skip}"
+        )
+    elif steps > cache.steps:
+        errors.append(
+            f"runs.{name}.skip = {run.skip} takes {steps:g} solver steps of {cache.solver_skip}: "
+            f"trajectories.steps = {cache.steps} is too few"
+        )
+    if run.guidance_scale not in cache.guidance_scales:
+        errors.append(
+            f"runs.{name}.guidance_scale = {run.guidance_scale:g}: with multiple_estimation over several solver steps "
+            f"it must be one of trajectories.guidance_scales = {[*map('{:g}'.format, cache.guidance_scales)]}"
+        )
+    return errors
+
+
+def _reference_errors(params: Params) -> list[str]:
+    """Names of runs and baselines that do not exist, a line each."""
+    pictures = params.pictures
+    runs = {
+        "delta.runs": params.delta.runs,
+        "latency.run": [params.latency.run],
+        "latency.lora": [params.latency.lora],
+        "pictures.guidance_runs": pictures.guidance_runs,
+        "pictures.lcm": [pictures.lcm],
+        "pictures.splam": [pictures.splam],
+        "pictures.gallery": pictures.gallery,
+    }
+    errors = [line for key, names in runs.items() for line in _unknown(key, names, "run", params.runs)]
+    baselines = params.evaluation.baselines
+    return errors + _unknown("pictures.gallery_baselines", pictures.gallery_baselines, "baseline", baselines)
+
+
+def _unknown(key: str, names: list[str], what: str, known: dict[str, Any]) -> list[str]:
+    return [f"{key}: there is no {what} {name!r}{_suggestion(name, known)}" for name in names if name not in known]
+
+
+def _suggestion(name: str, known: Sequence[str] | dict[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}"
+
+
+def _validate(content: Any, source: str) -> Params:
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise ParamsError("\n".join([f"{source}:", *_lines(error, Params)])) from None
+
+
+def _lines(error: ValidationError, root: type[BaseModel], prefix: str = "") -> list[str]:
+    """One line for each of pydantic's errors: key, value, what is allowed."""
+    lines = []
+    for detail in error.errors():
+        *parents, last = detail["loc"] or ("",)
+        key = prefix + ".".join(map(str, detail["loc"]))
+        if detail["type"] == "extra_forbidden":
+            lines.append(f"{key} = {detail['input']!r}: unknown key{_suggestion(str(last), _fields(root, parents))}")
+        elif detail["type"] == "missing":
+            lines.append(f"{key}: missing")
+        elif not detail["loc"]:  # our own cross checks, which name the keys themselves
+            lines.append(str(detail["ctx"]["error"]))
+        else:
+            lines.append(f"{key} = {detail['input']!r}: {detail['msg']}")
+    return lines
+
+
+def _fields(root: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """Names of the keys that are known at a place below a model."""
+    kinds: list[Any] = [root]
+    for part in location:
+        models = [kind.model_fields[part].annotation for kind in kinds if _is_model(kind) and part in kind.model_fields]
+        entries = [entry for kind in kinds if not _is_model(kind) for entry in get_args(kind)]
+        kinds = models + entries
+    return [name for kind in kinds if _is_model(kind) for name in kind.model_fields]
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def write_params(name: str, conf: Path = CONF, overrides: Sequence[str] = (), out: Path = Path("params.yaml")) -> bool:
+    """Compose a profile into params.yaml; returns whether that changed the file. Raises ParamsError."""
+    head = f"# Composed from conf/profile/{name}.yaml by `python -m splam.params {name}`; not to be edited by hand.\n"
+    text = head + yaml.safe_dump(compose(name, conf, overrides), sort_keys=False, default_flow_style=None, width=120)
+    if out.is_file() and out.read_text() == text:
+        return False
+    out.write_text(text)
+    return True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m splam.params", description="Compose a profile into params.yaml.")
+    parser.add_argument("profile", help="a name in conf/profile")
+    parser.add_argument("--set", nargs="+", default=[], metavar="a.b=c", help="overrides")
+    options = parser.parse_args(arguments)
+    try:
+        changed = write_params(options.profile, overrides=options.set)
+    except ParamsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    params = load_params()
+    time = f"; about {params.expected_minutes:g} minutes from nothing" if params.expected_minutes else ""
+    print(f"Profile {params.profile}: {params.description}{time}.")
+    print(f"{len(params.runs)} distillations, {len(params.matrix.systems)} systems to evaluate.")
+    print("params.yaml " + ("written." if changed else "is as it was."))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

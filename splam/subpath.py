@@ -1,0 +1,93 @@
+"""The sub-path: the straight line between two points of one ODE trajectory (Eq. 12-16).
+
+Symbols as in the paper: t and s are the start and end of the sub-path, r = alpha(t) / alpha(s), gamma is the
+position on it (1 is z_t, 0 is r z_s). Tensors broadcast: images (n, c, h, w), coefficients (n, 1, 1, 1).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from splam.schedule import Schedule
+
+SIGMA_DATA = 0.5  # sigma_d of LCM's boundary scalings
+TIME_SCALING = 10.0  # LCM's timestep_scaling
+
+
+def sub_path_point(z_t: Tensor, z_s: Tensor, ratio: Tensor, gamma: Tensor) -> Tensor:
+    """Eq. 12: z_{gamma,t} = (1 - gamma) r z_s + gamma z_t."""
+    return (1 - gamma) * ratio * z_s + gamma * z_t
+
+
+def sub_path_sigma(gamma: Tensor, ratio: Tensor, sigma_t: Tensor, sigma_s: Tensor, form: str = "linear") -> Tensor:
+    """sigma(gamma, t), the noise level of z_{gamma,t}.
+
+    linear: (1 - gamma) r sigma_s + gamma sigma_t, the paper's (4.2); exact where z_s is one DDIM step from z_t.
+    markov: sqrt(r^2 sigma_s^2 + gamma^2 (1 - r^2)), what the authors' released code uses; exact for the Markov
+    forward process, never larger than linear.
+    """
+    if form == "linear":
+        return (1 - gamma) * ratio * sigma_s + gamma * sigma_t
+    if form == "markov":
+        return (ratio**2 * sigma_s**2 + gamma**2 * (1 - ratio**2)).sqrt()
+    raise ValueError(f"sigma_form is {form!r}: choose 'linear' or 'markov'")
+
+
+def predicted_x0(z: Tensor, epsilon: Tensor, alpha_t: Tensor, sigma: Tensor) -> Tensor:
+    """Eq. 14: f = (z_{gamma,t} - sigma(gamma, t) epsilon) / alpha(t); alpha at the start, at every gamma."""
+    return (z - sigma * epsilon) / alpha_t
+
+
+def boundary_scalings(t: Tensor) -> tuple[Tensor, Tensor]:
+    """c_skip(t) and c_out(t) of Eq. 16 for times (n,), each (n, 1, 1, 1); c_skip(0) = 1 and c_out(0) = 0."""
+    scaled = (TIME_SCALING * t.double()).view(-1, 1, 1, 1)
+    norm = scaled**2 + SIGMA_DATA**2
+    return SIGMA_DATA**2 / norm, scaled / norm.sqrt()
+
+
+def consistency_output(z: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """Eq. 16: F = c_skip(t) z + c_out(t) f, so that F(z, 0) = z exactly."""
+    c_skip, c_out = boundary_scalings(t)
+    return c_skip.to(z.dtype) * z + c_out.to(z.dtype) * x0
+
+
+def dist_delta(z_t: Tensor, z_s: Tensor, ratio: Tensor) -> Tensor:
+    """dist_Delta of Eq. 10-11: z_t - r z_s, what the sub-path adds; Eq. 15 learns gamma times it."""
+    return z_t - ratio * z_s
+
+
+def dist_zero(epsilon_s: Tensor, ratio: Tensor, sigma_s: Tensor) -> Tensor:
+    """dist_0 of Eq. 10-11: r sigma_s epsilon(z_s, s), the denoising passed on from the path's end."""
+    return ratio * sigma_s * epsilon_s
+
+
+def gamma_embedding(gamma: Tensor, width: int, max_frequency: float) -> Tensor:
+    """e(gamma) - e(1), sinusoidal, (n,) to (n, width): continuous, and zero at gamma = 1 (4.2, after Eq. 19).
+
+    Frequencies run from 1 rad to max_frequency rad over [0, 1], geometrically. The paper gives none; with
+    hundreds of radians gamma = 1 would be an isolated point that no training example comes near.
+    """
+    if width % 2:
+        raise ValueError(f"condition_width is {width}: it must be even (sines and cosines)")
+    steps = torch.linspace(0, 1, width // 2, dtype=gamma.dtype, device=gamma.device)
+    frequencies = max_frequency**steps
+
+    def waves(position: Tensor) -> Tensor:
+        angle = position[:, None] * frequencies
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+    return waves(gamma) - waves(torch.ones_like(gamma))
+
+
+def equal_snr_time(alpha_t: Tensor, sigma: Tensor, schedule: Schedule) -> Tensor:
+    """The fractional time t' (n,) at which the schedule's alpha / sigma equals alpha_t / sigma(gamma, t).
+
+    Linear in log(sigma / alpha) between integer times, clamped to the schedule (SPLAM-tau of method.md): the
+    scaled sub-path point is a variance-preserving latent of exactly that time.
+    """
+    table = (schedule.sigmas / schedule.alphas).log().to(sigma)
+    wanted = (sigma / alpha_t).log().flatten()
+    upper = torch.searchsorted(table, wanted).clamp(1, len(table) - 1)
+    low, high = table[upper - 1], table[upper]
+    return (upper - 1 + (wanted - low) / (high - low)).clamp(0, len(table) - 1)

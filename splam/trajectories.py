@@ -1,0 +1,123 @@
+"""Fill the trajectory cache: everything of a training step that does not depend on the student (Alg. 1, to line 8)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from splam.data import emoji
+from splam.models import Teacher, guided_outputs
+from splam.params import Params
+from splam.schedule import ddim_grid, to_epsilon
+from splam.solver import TrajectoryCache, guided_epsilon, solver_chain
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """The random part of a cache, the same for every guidance scale: images uint8 (n, h, w, 3), captions as rows of
+    `unique`, t (n,) on the DDIM grid, and one noise seed for all.
+    """
+
+    images: np.ndarray
+    unique: list[str]
+    caption: Tensor
+    t: Tensor
+    noise_seed: int
+
+
+def make_draws(params: Params, data: Path, length: int) -> Draws:
+    """(x, c) ~ D and t ~ the grid, with captions of all levels and some empty ones."""
+    settings = params.trajectories
+    train = emoji.Split.load(data / "train")
+    generator = torch.Generator().manual_seed(params.seed)
+    if settings.draws > len(train):
+        raise ValueError(f"trajectories.draws is {settings.draws}, the training split has {len(train)} images")
+    rows = torch.randperm(len(train), generator=generator)[: settings.draws].numpy()
+    drawn = emoji.Split(train.images[rows], train.glyph[rows], train.colour[rows])
+    level = torch.randint(len(emoji.LEVELS), (settings.draws,), generator=generator)
+    captions = np.array(drawn.captions(level.numpy()), dtype=object)
+    captions[(torch.rand(settings.draws, generator=generator) < settings.empty_captions).numpy()] = ""
+    unique, caption = np.unique(captions.astype(str), return_inverse=True)
+    grid = ddim_grid(length)
+    t = grid[torch.randint(len(grid), (settings.draws,), generator=generator)]
+    return Draws(drawn.images, [str(c) for c in unique], torch.from_numpy(caption), t, params.seed + 1)
+
+
+def epsilons(teacher: Teacher, z: Tensor, t: Tensor, captions: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
+    """The teacher's conditional and unconditional noise, whatever its prediction type."""
+    alpha, sigma = teacher.schedule.alpha(t), teacher.schedule.sigma(t)
+    outputs = guided_outputs(teacher, z, t, captions, empty)
+    conditional, unconditional = (to_epsilon(o, z, alpha, sigma, teacher.prediction_type) for o in outputs)
+    return conditional, unconditional
+
+
+@torch.no_grad()
+def trajectory_batch(
+    teacher: Teacher, z_t: Tensor, t: Tensor, captions: Tensor, empty: Tensor, w: float, steps: int, solver_skip: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The chain (n, steps + 1, c, h, w) and both noises of its first step; the first step is computed once."""
+    first = epsilons(teacher, z_t, t, captions, empty)
+
+    def epsilon(z: Tensor, time: Tensor) -> Tensor:
+        both = first if z is z_t else epsilons(teacher, z, time, captions, empty)
+        return guided_epsilon(*both, w)
+
+    chain = solver_chain(epsilon, z_t, t, steps, solver_skip, teacher.schedule)
+    return torch.stack(chain, 1), *first
+
+
+def build_cache(params: Params, teacher: Teacher, draws: Draws, guidance_scale: float) -> TrajectoryCache:
+    """Teacher trajectories of every draw at one guidance scale."""
+    settings = params.trajectories
+    generator = torch.Generator().manual_seed(draws.noise_seed)
+    embeddings = teacher.embed(draws.unique)
+    empty = teacher.embed([""])
+    parts = []
+    for rows in tqdm(torch.arange(len(draws.t)).split(settings.batch_size), desc=f"w = {guidance_scale:g}", mininterval=2):
+        pixels = torch.from_numpy(np.ascontiguousarray(draws.images[rows.numpy()])).permute(0, 3, 1, 2)
+        latents = teacher.encode(pixels.float() / 127.5 - 1)
+        t = draws.t[rows].to(teacher.device)
+        noise = torch.randn(latents.shape, generator=generator).to(teacher.device)
+        z_t = teacher.schedule.alpha(t) * latents + teacher.schedule.sigma(t) * noise
+        captions = embeddings[draws.caption[rows]]
+        w = guidance_scale
+        part = trajectory_batch(teacher, z_t, t, captions, empty, w, settings.steps, settings.solver_skip)
+        parts.append([p.cpu() for p in part])
+    chain, conditional, unconditional = (torch.cat(p) for p in zip(*parts, strict=True))
+    return TrajectoryCache(
+        chain=chain,
+        t=draws.t,
+        conditional=conditional,
+        unconditional=unconditional,
+        caption=draws.caption,
+        embeddings=embeddings.half().cpu(),
+        guidance_scale=torch.tensor(guidance_scale),
+        solver_skip=torch.tensor(settings.solver_skip),
+    )
+
+
+def half_precision_error(teacher: Teacher, cache: TrajectoryCache, count: int = 64) -> dict[str, float]:
+    """How far the cached points are from a float32 teacher's: RMS of the difference over RMS of the point's change.
+
+    For the path's end after one solver step and after all of them.
+    """
+    exact = dataclasses.replace(teacher, bf16=False)
+    rows = torch.arange(min(count, len(cache)))
+    captions = cache.embeddings[cache.caption[rows]].float().to(teacher.device)
+    steps, w = cache.chain.shape[1] - 1, float(cache.guidance_scale)
+    z_t, t = cache.chain[rows, 0].to(teacher.device), cache.t[rows].to(teacher.device)
+    chain, _, _ = trajectory_batch(
+        exact, z_t, t, captions, teacher.embed([""]), w, steps, int(cache.solver_skip)
+    )
+    chain = chain.cpu()
+
+    def error(step: int) -> float:
+        difference = (cache.chain[rows, step] - chain[:, step]).square().mean().sqrt()
+        return float(difference / (chain[:, step] - chain[:, 0]).square().mean().sqrt())
+
+    return {"one_step": error(1), "all_steps": error(steps)}

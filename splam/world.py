@@ -1,0 +1,265 @@
+"""Train the tiny world from nothing: its autoencoder, its teacher and its CLIP model.
+
+The tiny profile distils these models as the paper distils Stable Diffusion; they are trained once by the
+frozen stages of dvc.yaml (`make teacher`) and shipped in models/tiny in half precision. Each recipe is one
+function that builds a module and a loss; `fit` is the loop they share. `python -m splam.world vae` trains one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from splam.data import emoji
+from splam.params import Params, Recipe, load_params
+
+Loss = Callable[[torch.Generator], Tensor]
+
+
+def fit(module: nn.Module, loss: Loss, recipe: Recipe, scratch: Path, label: str) -> nn.Module:
+    """Train module in place by AdamW, warm-up and linear decay to 0; returns its running average.
+
+    loss: called with a generator seeded by the iteration, returns a scalar. A checkpoint in `scratch` every
+    `recipe.checkpoint_seconds` lets a killed training go on with the same bits.
+    """
+    average = torch.optim.swa_utils.AveragedModel(
+        module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.ema_decay)
+    )
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+    first = 0
+    if scratch.is_file():
+        state = torch.load(scratch, weights_only=True)
+        module.load_state_dict(state["module"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["iteration"]
+    saved = time.monotonic()
+    bar = tqdm(range(first, recipe.iterations), initial=first, total=recipe.iterations, desc=label, mininterval=5)
+    for iteration in bar:
+        for group in optimizer.param_groups:
+            warm = min(1.0, (iteration + 1) / recipe.warmup)
+            group["lr"] = recipe.learning_rate * warm * (1 - iteration / recipe.iterations)
+        optimizer.zero_grad()
+        value = loss(torch.Generator().manual_seed(recipe.seed + iteration))
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, recipe.gradient_norm)
+        optimizer.step()
+        average.update_parameters(module)
+        if iteration % 20 == 0:
+            bar.set_postfix(loss=f"{value.item():.4f}", refresh=False)
+        if not torch.isfinite(value):
+            raise FloatingPointError(f"{label}: the loss is {value.item()} at iteration {iteration}; lower its rate")
+        if time.monotonic() - saved > recipe.checkpoint_seconds:
+            _save_atomically(
+                {
+                    "module": module.state_dict(),
+                    "average": average.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "iteration": iteration + 1,
+                },
+                scratch,
+            )
+            saved = time.monotonic()
+    return average.module.eval()
+
+
+def _save_atomically(state: dict, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
+
+
+def to_pixels(images: np.ndarray) -> Tensor:
+    """uint8 (n, 32, 32, 3) to float32 (n, 3, 32, 32) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _autocast(recipe: Recipe):
+    return torch.autocast("cpu", torch.bfloat16) if recipe.bf16 else nullcontext()
+
+
+def train_vae(params: Params, data: Path, out: Path, scratch: Path) -> None:
+    """An AutoencoderKL (Rombach et al., 2022), its latents then normalised to mean 0, variance 1 a channel.
+
+    The normalisation is folded into the 1x1 convolutions around the latent, so that scaling_factor is 1.
+    """
+    from diffusers import AutoencoderKL
+
+    recipe = params.world.vae
+    torch.manual_seed(recipe.seed)
+    levels = len(recipe.channels)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(recipe.channels),
+        layers_per_block=1,
+        latent_channels=params.world.latent_channels,
+        norm_num_groups=16,
+        mid_block_add_attention=False,
+        sample_size=emoji.SIZE,
+        scaling_factor=1.0,
+    ).to(memory_format=torch.channels_last)
+    train = emoji.Split.load(data / "train")
+
+    def loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(train), (recipe.batch_size,), generator=generator).numpy()
+        x = to_pixels(train.images[rows]).to(memory_format=torch.channels_last)
+        with _autocast(recipe):
+            posterior = vae.encode(x).latent_dist
+            mean, logvar = posterior.mean.float(), posterior.logvar.float()
+            noise = torch.randn(mean.shape, generator=generator)
+            y = vae.decode(mean + (0.5 * logvar).exp() * noise).sample.float()
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        edges = sum(functional.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3))
+        return functional.l1_loss(y, x) + 0.5 * functional.mse_loss(y, x) + 0.5 * edges + 1e-4 * kl
+
+    vae = fit(vae, loss, recipe, scratch, "VAE")
+    normalise_latents(vae, to_pixels(train.images[:2048]))
+    save_half(vae, out)
+
+
+@torch.no_grad()
+def normalise_latents(vae, x: Tensor) -> None:
+    """Fold each latent channel's mean and deviation over images x (n, 3, h, w) into the 1x1 convolutions."""
+    latents = torch.cat([vae.encode(b).latent_dist.mean for b in x.split(256)])
+    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    channels = len(mean)
+    after, before = vae.post_quant_conv, vae.quant_conv
+    after.bias += (after.weight * mean[None, :, None, None]).sum((1, 2, 3))
+    after.weight *= deviation[None, :, None, None]
+    before.weight[:channels] /= deviation[:, None, None, None]
+    before.bias[:channels] = (before.bias[:channels] - mean) / deviation
+    before.bias[channels:] -= 2 * deviation.log()  # the posterior's log-variance
+
+
+def save_half(module, folder: Path) -> None:
+    """Write a diffusers module in half precision, as models/tiny ships it."""
+    module.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+
+
+def train_teacher(params: Params, data: Path, vae_folder: Path, out: Path, scratch: Path) -> None:
+    """A UNet2DConditionModel that predicts noise, on captions of all levels and 10 % empty ones.
+
+    The loss on noise is weighted by min(SNR, 5) / SNR (Hang et al., 2023, arXiv:2303.09556).
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from splam.models import embed_captions, tiny_scheduler, tiny_text_encoder
+    from splam.schedule import Schedule
+
+    recipe = params.world.unet
+    torch.manual_seed(recipe.seed)
+    unet = UNet2DConditionModel(
+        sample_size=emoji.SIZE // 4,
+        in_channels=params.world.latent_channels,
+        out_channels=params.world.latent_channels,
+        block_out_channels=tuple(recipe.channels),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=384,
+        attention_head_dim=8,
+        norm_num_groups=16,
+    ).to(memory_format=torch.channels_last)
+    train = emoji.Split.load(data / "train")
+    latents = encode_split(AutoencoderKL.from_pretrained(vae_folder, torch_dtype=torch.float32), train)
+    levels = len(emoji.LEVELS)
+    captions = [train.captions(np.full(len(train), v)) for v in range(levels)]
+    unique, index = np.unique(np.array([""] + sum(captions, [])), return_inverse=True)
+    index = torch.from_numpy(index[1:]).view(levels, -1)
+    embeddings = embed_captions(*tiny_text_encoder(), list(unique)).to(torch.bfloat16)
+    empty = int(np.flatnonzero(unique == "")[0])
+    schedule = Schedule.from_scheduler(tiny_scheduler())
+    snr = (schedule.alphas / schedule.sigmas) ** 2
+    weight = snr.clamp(max=5) / snr
+
+    def loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(train), (recipe.batch_size,), generator=generator)
+        level = torch.randint(levels, rows.shape, generator=generator)
+        dropped = torch.rand(rows.shape, generator=generator) < recipe.empty_captions
+        caption = torch.where(dropped, empty, index[level, rows])
+        t = torch.randint(len(snr), rows.shape, generator=generator)
+        noise = torch.randn(rows.shape + latents.shape[1:], generator=generator)
+        alpha, sigma = schedule.alphas[t][:, None, None, None], schedule.sigmas[t][:, None, None, None]
+        z_t = (alpha * latents[rows] + sigma * noise).to(memory_format=torch.channels_last)
+        with _autocast(recipe):
+            predicted = unet(z_t, t, embeddings[caption].float()).sample.float()
+        return (weight[t] * (predicted - noise).square().mean((1, 2, 3))).mean()
+
+    unet = fit(unet, loss, recipe, scratch, "teacher")
+    save_half(unet, out)
+
+
+@torch.no_grad()
+def encode_split(vae, split: emoji.Split) -> Tensor:
+    """The mean latents of a split's images: float32 (n, channels, 8, 8)."""
+    batches = tqdm(np.array_split(np.arange(len(split)), max(1, len(split) // 256)), desc="latents", mininterval=5)
+    return torch.cat([vae.encode(to_pixels(split.images[rows])).latent_dist.mean for rows in batches])
+
+
+def train_clip(params: Params, data: Path, out: Path, scratch: Path) -> None:
+    """A small open_clip model on the seen pairs (Radford et al., 2021), for "CLIP score (tiny, in-domain)"."""
+    import open_clip
+
+    recipe = params.world.clip
+    torch.manual_seed(recipe.seed)
+    config = params.world.clip_config()
+    clip = open_clip.CLIP(**config)
+    tokenize = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    train = emoji.Split.load(data / "train")
+    levels = len(emoji.LEVELS)
+    captions = [train.captions(np.full(len(train), v)) for v in range(levels)]
+    unique, index = np.unique(np.array(sum(captions, [])), return_inverse=True)
+    index = torch.from_numpy(index).view(levels, -1)
+    tokens = tokenize(list(unique))
+    loss_function = open_clip.loss.ClipLoss()
+
+    def loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(train), (recipe.batch_size,), generator=generator)
+        level = torch.randint(levels, rows.shape, generator=generator)
+        with _autocast(recipe):
+            image, text, scale = clip(to_pixels(train.images[rows.numpy()]), tokens[index[level, rows]])
+        return loss_function(image.float(), text.float(), scale)
+
+    clip = fit(clip, loss, recipe, scratch, "CLIP")
+    out.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.half().contiguous() for k, v in clip.state_dict().items()}, out / "open_clip_model.safetensors")
+    (out / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}, indent=2) + "\n")
+
+
+def main() -> None:
+    """Train one model of the world; a rerun goes on from its last checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=("vae", "teacher", "clip"))
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--out", type=Path, default=Path("models/tiny"))
+    args = parser.parse_args()
+    params = load_params(args.params)
+    torch.set_num_threads(os.cpu_count() or 1)
+    key = hashlib.sha256(params.world.model_dump_json().encode()).hexdigest()[:16]
+    scratch = Path("build/scratch/world") / f"{args.model}-{key}.pt"
+    if args.model == "vae":
+        train_vae(params, args.data, args.out / "vae", scratch)
+    elif args.model == "teacher":
+        train_teacher(params, args.data, args.out / "vae", args.out / "unet", scratch)
+    else:
+        train_clip(params, args.data, args.out / "clip", scratch)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Parameters: composing a profile, and one readable line for everything that is wrong with it."""
+
+import copy
+
+import pytest
+import yaml
+
+from splam import params
+from splam.params import ParamsError, compose, load_params, resolve
+
+RECIPE = dict(
+    channels=[8, 16],
+    iterations=1,
+    batch_size=2,
+    learning_rate=1e-3,
+    warmup=1,
+    weight_decay=0.0,
+    gradient_norm=1.0,
+    ema_decay=0.9,
+    bf16=False,
+    seed=0,
+    checkpoint_seconds=60,
+)
+BASE = {"world": {"latent_channels": 4, "text_tokens": 8, "vae": RECIPE, "unet": RECIPE, "clip": RECIPE}}
+PROFILE = {
+    "extends": "base",
+    "description": "as small as can be",
+    "seed": 0,
+    "teacher": {"source": "tiny"},
+    "data": {"kind": "emoji", "train_draws": 1, "test_draws": 1},
+    "trajectories": dict(guidance_scales=[3, 7.5], draws=8, steps=5, batch_size=4, empty_captions=0.1),
+    "training": dict(
+        iterations=10,
+        batch_size=2,
+        learning_rate=1e-3,
+        warmup=0,
+        weight_decay=0.0,
+        gradient_norm=1.0,
+        ema_decay=0.9,
+        loss="huber",
+        bf16=False,
+        checkpoint_seconds=60,
+    ),
+    "runs": {
+        "lcm": dict(method="lcm", guidance_scale=3, skip=20, multiple_estimation=False, seeds=[0, 1]),
+        "splam-k100": dict(
+            method="splam", guidance_scale=3, skip=100, multiple_estimation=True, training={"iterations": 20}
+        ),
+    },
+    "evaluation": dict(
+        features="efficientnet_lite0",
+        images=4,
+        small_images=2,
+        curve_images=2,
+        curve_steps=4,
+        steps=[1, 2],
+        batch_size=4,
+        teacher_steps=50,
+        baselines={
+            "ddim": dict(scheduler="ddim", steps=[1], guidance_scales=[3, 7.5]),
+            "unipc": dict(scheduler="unipc", steps=[1], guidance_scales=[3]),
+        },
+    ),
+    "delta": dict(runs=["lcm"], images=2, skip=20, first_time=119, batch_size=2),
+    "latency": dict(run="lcm", lora="lcm", steps=[1], repeats=1, batch_size=1),
+    "pictures": dict(
+        prompts=["a"],
+        guidance_runs=["lcm"],
+        lcm="lcm",
+        splam="splam-k100",
+        gallery=["lcm"],
+        gallery_baselines=["ddim"],
+    ),
+}
+
+
+@pytest.fixture
+def conf(tmp_path):
+    """A folder of profiles: base, small (the whole of the above) and larger, which extends it."""
+    folder = tmp_path / "conf/profile"
+    folder.mkdir(parents=True)
+    larger = {"extends": "small", "runs": {"lcm": {"seeds": [5]}}, "evaluation": {"baselines": {"unipc": None}}}
+    for name, content in {"base": BASE, "small": copy.deepcopy(PROFILE), "larger": larger}.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+def test_derived_sections(conf):
+    composed = compose("small", conf)
+    runs = ["lcm-s0", "lcm-s1", "splam-k100-s0"]
+    assert composed["profile"] == "small"
+    assert composed["matrix"] == {
+        "scales": ["3", "7.5"],
+        "runs": runs,
+        "systems": [*runs, "baselines-w3", "baselines-w7.5"],
+    }
+    assert list(composed["systems"]) == runs
+    assert composed["systems"]["splam-k100-s0"]["distill"]["training"]["iterations"] == 20
+
+
+def test_a_run_depends_on_its_own_parameters_alone(conf):
+    before = compose("small", conf)["systems"]
+    after = compose("small", conf, ["runs.lcm.training.iterations=7", "training.checkpoint_seconds=5"])["systems"]
+    assert [name for name in before if before[name] != after[name]] == ["lcm-s0", "lcm-s1"]
+
+
+def test_extending_merges_dicts_replaces_lists_and_takes_nulls_out(conf):
+    composed = compose("larger", conf, ["training.loss=l2"])
+    assert composed["matrix"]["runs"] == ["lcm-s5", "splam-k100-s0"]
+    assert list(composed["evaluation"]["baselines"]) == ["ddim"]
+    assert composed["training"]["loss"] == "l2" and composed["training"]["iterations"] == 10
+
+
+def test_resolve_applies_overrides(conf, tmp_path):
+    params.write_params("small", conf, out=tmp_path / "params.yaml")
+    loaded = load_params(tmp_path / "params.yaml")
+    resolved = resolve(loaded, "splam-k100-s0")
+    assert (resolved.run_name, resolved.seed, resolved.run.skip) == ("splam-k100", 0, 100)
+    assert (resolved.training.iterations, resolved.training.batch_size) == (20, 2)
+    with pytest.raises(ParamsError, match="no run 'lcm-s2'; there are: lcm-s0, lcm-s1, splam-k100-s0"):
+        resolve(loaded, "lcm-s2")
+
+
+def test_command_writes_only_what_changed(conf, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert params.main(["small"]) == 0
+    written = (tmp_path / "params.yaml").stat()
+    assert params.main(["small"]) == 0
+    assert (tmp_path / "params.yaml").stat().st_mtime_ns == written.st_mtime_ns
+    assert (tmp_path / "params.yaml").read_text().startswith("# Composed from conf/profile/small.yaml")
+    assert "as small as can be" in capsys.readouterr().out
+    assert params.main(["small", "--set", "seed=3", "trajectories.draws=16"]) == 0
+    assert (load_params().seed, load_params().trajectories.draws) == (3, 16)
+    assert params.main(["small", "--set", "seed=x"]) == 1
+    assert "seed = 'x'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("training.iteratoins=3", r"training.iteratoins = 3: unknown key; did you mean 'iterations'\?"),
+        ("runs.lcm.skp=3", r"runs.lcm.skp = 3: unknown key; did you mean 'skip'\?"),
+        ("evaluation.baselines.ddim.step=[1]", r"baselines.ddim.step = \[1\]: unknown key; did you mean 'steps'\?"),
+        ("training.iterations=many", "training.iterations = 'many': .*integer"),
+        ("training.loss=l3", "training.loss = 'l3': .*'l2', 'huber' or 'pseudo_huber'"),
+        ("training.ema_decay=1", "training.ema_decay = 1: .*less than 1"),
+        ("training.loss=null", "training.loss: missing"),
+        ("runs.lcm.training.lr=1", "runs.lcm.training.lr = 1: unknown key; there are: iterations"),
+        ("runs.lcm.training.warmup=-1", "runs.lcm.training.warmup = -1: .*greater than or equal to 0"),
+        ("runs.splam-k100.skip=50", "runs.splam-k100.skip = 50: .*a multiple of trajectories.solver_skip = 20"),
+        ("runs.splam-k100.skip=120", "runs.splam-k100.skip = 120 takes 6 .*trajectories.steps = 5 is too few"),
+        ("runs.splam-k100.guidance_scale=5", r"runs.splam-k100.guidance_scale = 5: .*guidance_scales = \['3', '7.5'\]"),
+        ("runs.lcm.training.snapshots=[5, 11]", "runs.lcm: snapshot 11 is after the last iteration, 10"),
+        ("delta.runs=[lmc]", r"delta.runs: there is no run 'lmc'; did you mean 'lcm'\?"),
+        ("latency.run=x", "latency.run: there is no run 'x'; there are: lcm, splam-k100"),
+        ("latency.lora=x", "latency.lora: there is no run 'x'"),
+        ("pictures.guidance_runs=[x]", "pictures.guidance_runs: there is no run 'x'"),
+        ("pictures.lcm=x", "pictures.lcm: there is no run 'x'"),
+        ("pictures.splam=x", "pictures.splam: there is no run 'x'"),
+        ("pictures.gallery=[x]", "pictures.gallery: there is no run 'x'"),
+        ("pictures.gallery_baselines=[dim]", r"there is no baseline 'dim'; did you mean 'ddim'\?"),
+        ("evaluation.small_images=5", "evaluation.small_images = 5 are drawn from the first evaluation.images = 4"),
+        ("matrix.runs=[a]", "matrix: derived, not to be set"),
+        ("seed", "override 'seed' is not key=value"),
+    ],
+)
+def test_every_mistake_is_named(conf, override, message):
+    with pytest.raises(ParamsError, match=message):
+        compose("small", conf, [override])
+
+
+def test_all_mistakes_are_told_at_once(conf):
+    with pytest.raises(ParamsError) as caught:
+        compose("small", conf, ["training.loss=l3", "seed=x"])
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_several_solver_steps_are_asked_of_multiple_estimation_alone(conf):
+    alone = ["runs.splam-k100.multiple_estimation=false", "runs.splam-k100.skip=50", "runs.splam-k100.guidance_scale=5"]
+    one_step = ["runs.splam-k100.skip=20", "runs.splam-k100.guidance_scale=5"]
+    assert compose("small", conf, alone) and compose("small", conf, one_step)
+
+
+def test_profiles_that_cannot_be_composed(conf):
+    with pytest.raises(ParamsError, match="no profile 'huge' in .*; there are: base, larger, small"):
+        compose("huge", conf)
+    (conf / "base.yaml").write_text("extends: larger")
+    with pytest.raises(ParamsError, match="extend each other: small -> base -> larger -> small"):
+        compose("small", conf)
+    (conf / "base.yaml").write_text("- a")
+    with pytest.raises(ParamsError, match="base.yaml: not a mapping"):
+        compose("small", conf)
+
+
+def test_params_that_are_not_there(tmp_path):
+    with pytest.raises(ParamsError, match="there is no .*params.yaml; compose it by `python -m splam.params PROFILE`"):
+        load_params(tmp_path / "params.yaml")

@@ -1,0 +1,140 @@
+"""Tables hold what was measured and what the paper printed, and keep the two apart."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+from synthetic_metrics import write_metrics
+
+from splam import tables
+from splam.report import Metrics, load_metrics
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory) -> Metrics:
+    return load_metrics(write_metrics(tmp_path_factory.mktemp("tiny"), seeds=3))
+
+
+@pytest.fixture(scope="module")
+def built(metrics) -> dict[str, pd.DataFrame]:
+    return tables.build_tables(metrics.rows, metrics.latency, metrics.floors)
+
+
+def test_table1_has_its_columns_methods_steps_and_sets(built):
+    table = built["table1"]
+    assert list(table)[:5] == ["method", "dataset", "steps", "fid", "clip_score"]
+    methods = {"DDIM", "DPM-Solver", "DPM-Solver++", "LCM*", "LCM (fix w)", "SPLAM (raw input)", "SPLAM (scaled input)"}
+    counts = table.dropna(subset=["steps"]).groupby("method")["steps"].agg(list)
+    assert set(counts.index) == methods
+    assert all(steps == [1, 2, 4, 1, 2, 4] for steps in counts)
+
+
+def test_a_cell_is_the_mean_over_seeds_with_its_standard_error(metrics, built):
+    rows = metrics.rows
+    same = (rows["run"] == "LCM (fix w)  w8 k20 False") & (rows["steps"] == 2) & (rows["dataset"] == "unseen")
+    fids = rows.loc[same, "fid"]
+    cell = built["table1"].set_index(["method", "dataset", "steps"]).loc[("LCM (fix w)", "unseen", 2)]
+    assert len(fids) == cell["seeds"] == 3
+    assert cell["fid"] == pytest.approx(fids.mean())
+    assert cell["fid_se"] == pytest.approx(fids.std(ddof=1) / math.sqrt(3))
+
+
+@pytest.mark.parametrize(
+    ("table", "method", "dataset", "steps", "column", "value"),
+    [
+        ("table1", "SPLAM (raw input)", "unseen", 4, "paper_fid", 13.81),
+        ("table1", "SPLAM (scaled input)", "seen", 4, "paper_fid", 10.09),
+        ("table1", "DPM-Solver", "seen", 1, "paper_clip_score", 6.35),
+        ("table2a", "LCM (fix w)", "unseen", 2, "paper_fid", 14.29),
+        ("table2a", "Teacher", "unseen", 50, "paper_fid", 8.03),
+        ("table2b", "SPLAM (scaled input)", "unseen-small", 2, "paper_fid", 23.07),
+        ("table2c", "DPM-Solver++", "unseen", 4, "paper_latency_s", 0.26),
+    ],
+)
+def test_the_papers_number_stands_beside_ours(built, table, method, dataset, steps, column, value):
+    row = built[table].set_index(["method", "dataset", "steps"]).loc[(method, dataset, steps)]
+    assert row[column] == value
+    assert row["source"] == "measured"
+    assert row["fid"] != row["paper_fid"]
+
+
+@pytest.mark.parametrize("name", ["table1", "table2a", "table2b", "table2c"])
+def test_every_number_of_the_paper_appears(built, name):
+    assert set(tables.paper_table(name)["fid"]) <= set(built[name]["paper_fid"])
+
+
+def test_cited_rows_never_fill_a_measured_cell(built):
+    for name in ("table2a", "table2b", "table2c"):
+        cited = built[name][built[name]["source"] == "cited"]
+        assert len(cited)
+        assert cited[["fid", "seeds", "latency_s"]].isna().all().all()
+        assert cited["paper_fid"].notna().all()
+    assert "DMD" in set(built["table2a"]["method"])
+
+
+def test_floors_close_every_table(built):
+    for name, table in built.items():
+        floors = table[table["method"].isin(tables.FLOORS[:2])]
+        assert set(floors["fid"]) == {287, 332}, name
+    shuffled = built["table1"].set_index(["method", "dataset"]).loc[("Shuffled captions", "seen")]
+    assert shuffled["clip_score"] == 5
+    assert pd.isna(shuffled["fid"])
+
+
+def test_table_2b_is_of_the_smaller_sample_and_latency_of_lcm_is_splams(built):
+    measured = built["table2b"][built["table2b"]["source"] == "measured"]
+    assert set(measured["images"]) == {500}
+    seconds = built["table2c"].set_index(["method", "steps"])["latency_s"]
+    assert seconds[("LCM (fix w)", 4)] == seconds[("SPLAM (raw input)", 4)] == 0.019
+
+
+def test_missing_rows_leave_cells_empty(metrics):
+    rows = metrics.rows[metrics.rows["method"] != "LCM*"]
+    table = tables.table1(rows, metrics.floors).set_index(["method", "dataset", "steps"])
+    gap = table.loc[("LCM*", "seen", 1)]
+    assert gap["source"] == "not measured"
+    assert pd.isna(gap["fid"])
+    assert gap["paper_fid"] == 35.36
+
+
+def test_only_finished_runs_enter_and_two_runs_of_one_seed_are_an_error(metrics):
+    rows = metrics.rows
+    line = tables.Line("LCM*", 4, {"guidance_scale": 8, "skip": 20})
+    assert len(tables.pick(rows.assign(final=rows["final"] & (rows["method"] != "LCM*")), line, "unseen")) == 0
+    twin = rows[rows["method"] == "LCM*"].assign(run="twin")
+    with pytest.raises(ValueError, match="twin"):
+        tables.pick(pd.concat([rows, twin]), line, "unseen")
+
+
+def test_caption_and_markdown_name_the_metric_and_never_plain_fid(metrics, built):
+    text = tables.caption("table1", built["table1"], metrics.protocol)
+    assert "FID (EfficientNet-Lite0)" in text
+    assert "CLIP score (tiny, in-domain)" in text
+    assert "1,000 images" in text
+    assert "trailing" in text
+    page = tables.markdown(built["table1"], text)
+    assert page.count("\n|") == len(built["table1"]) + 2
+    assert "±" in page
+    assert "features not recorded" in tables.caption("table1", built["table1"], {})
+
+
+def test_headline_compares_ratios(built):
+    head = tables.headline(built["table1"]).set_index(["student", "steps"])
+    fid = built["table1"].set_index(["method", "dataset", "steps"])["fid"]
+    ratio = fid[("SPLAM (scaled input)", "unseen", 1)] / fid[("LCM (fix w)", "unseen", 1)]
+    assert head.loc[("SPLAM (scaled input)", "1"), "SPLAM / LCM"] == f"{ratio:.3f}"
+    assert head.loc[("SPLAM (scaled input)", "1"), "SPLAM / LCM in the paper"] == f"{40.52 / 43.87:.3f}"
+
+
+def test_world_card_orders_steps_and_adds_floors(metrics):
+    card = tables.world_card(metrics.world, metrics.floors).set_index("sampler")
+    assert list(card) == ["1 step", "2 steps", "4 steps", "no sampling"]
+    assert card.loc["DDIM, w = 3", "4 steps"] == f"{1060 * 1.6:,.0f}"
+    assert card.loc["Real images", "no sampling"] == "287"
+
+
+@pytest.mark.parametrize(("value", "text"), [(12345.6, "12,346"), (887.62, "887.6"), (10.06, "10.06"), (math.nan, "")])
+def test_numbers_are_readable(value, text):
+    assert tables.number(value) == text
