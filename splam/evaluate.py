@@ -6,6 +6,7 @@ Every system sees the same captions and noise, so that differences are paired.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,13 +24,22 @@ from splam.metrics import (
     array_hash,
     clip_score,
     fid,
+    file_hash,
     kid,
     load_clip,
     load_features,
     paired_distance,
     precision_recall,
 )
-from splam.models import Teacher, guidance_embedding, guided_outputs, load_teacher
+from splam.models import (
+    WEIGHTS,
+    Teacher,
+    assemble_tiny,
+    guidance_embedding,
+    guided_outputs,
+    load_teacher,
+    to_pixels,
+)
 from splam.params import Baseline, Params, ResolvedRun, load_params, resolve
 from splam.sampling import baseline_scheduler, generators, sample_consistency, sample_scheduler
 from splam.solver import guided_epsilon
@@ -49,11 +59,12 @@ DATASETS = ("unseen", "seen")
 class References:
     """What one dataset's samples are measured against; `prompts` and `levels` say what is drawn.
 
-    features (m, d) of the reference images; real (n, d) of other real images of the prompts themselves; clip_text
-    (n, e) of the prompts.
+    captions (n, tokens, d), the text encoder's embeddings of the prompts, float32; features (m, d) of the reference
+    images; real (n, d) of other real images of the prompts themselves; clip_text (n, e) of the prompts.
     """
 
     prompts: list[str]
+    captions: np.ndarray
     features: np.ndarray
     real: np.ndarray
     clip_text: np.ndarray
@@ -65,6 +76,7 @@ class References:
         np.savez(
             path,
             prompts=np.array(self.prompts),
+            captions=self.captions,
             features=self.features,
             real=self.real,
             clip_text=self.clip_text,
@@ -77,7 +89,7 @@ class References:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: run the references stage (dvc repro references)")
         with np.load(path) as file:
-            arrays = {k: file[k] for k in ("features", "real", "clip_text")}
+            arrays = {k: file[k] for k in ("captions", "features", "real", "clip_text")}
             return cls([str(p) for p in file["prompts"]], **arrays, hashes=json.loads(str(file["hashes"])))
 
 
@@ -86,19 +98,23 @@ def held_out(data: Path, dataset: str, count: int) -> tuple[emoji.Split, emoji.S
     split = emoji.Split.load(data / dataset)
     if len(split) <= count:
         raise ValueError(f"dataset {dataset!r} has {len(split)} images, evaluation.images asks for {count} beside refs")
-    drawn, rest = (emoji.Split(*(a[part] for a in (split.images, split.glyph, split.colour)))
-                   for part in (slice(count), slice(count, None)))
+    drawn, rest = (
+        emoji.Split(*(a[part] for a in (split.images, split.glyph, split.colour)))
+        for part in (slice(count), slice(count, None))
+    )
     return drawn, rest, drawn.captions(np.arange(count) % len(emoji.LEVELS))
 
 
-def make_references(params: Params, data: Path, dataset: str, clip_folder: Path) -> References:
-    """Features of one dataset's real images, and of its captions."""
-    extract = load_features(params.evaluation.features)
-    drawn, rest, prompts = held_out(data, dataset, params.evaluation.images)
-    features, real = extract(rest.images), extract(drawn.images)
+def make_references(
+    teacher: Teacher, data: Path, dataset: str, clip_folder: Path, features: str, count: int
+) -> References:
+    """What `count` samples of one dataset are measured against; features: a name that load_features knows."""
+    extract = load_features(features)
+    drawn, rest, prompts = held_out(data, dataset, count)
     text = load_clip(str(clip_folder)).text_features(prompts)
     hashes = {"references": array_hash(np.asarray(rest.images)), "captions": array_hash(np.array(prompts))}
-    return References(prompts, features, real, np.asarray(text), hashes)
+    captions = teacher.embed(prompts).cpu().numpy()
+    return References(prompts, captions, extract(rest.images), extract(drawn.images), np.asarray(text), hashes)
 
 
 @dataclass(frozen=True)
@@ -111,11 +127,10 @@ class Measure:
     clip: object
 
     @classmethod
-    def load(cls, params: Params, folder: Path, dataset: str, clip_folder: Path) -> Measure:
-        """For one dataset, from the references stage."""
-        references = References.load(folder / f"{dataset}.npz")
+    def against(cls, references: References, features: str, clip_folder: Path) -> Measure:
+        """With the networks that the references were measured by."""
         statistics = FeatureStatistics.of(references.features)
-        return cls(references, statistics, load_features(params.evaluation.features), load_clip(str(clip_folder)))
+        return cls(references, statistics, load_features(features), load_clip(str(clip_folder)))
 
     def __call__(self, images: np.ndarray, teacher: np.ndarray | None = None) -> Callable[[int], dict]:
         """Features once, then metrics over the first n: images uint8 (n, h, w, 3), teacher's of the same noise."""
@@ -137,10 +152,10 @@ class Measure:
         return row
 
 
-def protocol(params: Params, references: References, teacher: Teacher) -> dict:
+def protocol(params: Params, features: str, references: References, teacher: Teacher) -> dict:
     """What a number must be quoted with."""
     return {
-        "fid": FID_NAMES[params.evaluation.features],
+        "fid": FID_NAMES[features],
         "clip_score": "CLIP score (tiny, in-domain)",
         "references": references.hashes["references"],
         "reference_images": len(references.features),
@@ -156,9 +171,7 @@ def sample_seeds(params: Params, count: int) -> list[int]:
     return [1_000_000 * (params.seed + 1) + i for i in range(count)]
 
 
-def in_batches(
-    draw: Callable[[slice, list[int]], Tensor], params: Params, count: int, label: str
-) -> np.ndarray:
+def in_batches(draw: Callable[[slice, list[int]], Tensor], params: Params, count: int, label: str) -> np.ndarray:
     """Draw `count` images in batches: draw(rows, seeds) gives uint8 (b, h, w, 3)."""
     seeds, size = sample_seeds(params, count), params.evaluation.batch_size
     parts = [slice(i, min(i + size, count)) for i in range(0, count, size)]
@@ -240,14 +253,22 @@ class Bench:
     def load(cls, params: Params, build: Path, clip_folder: Path, datasets: list[str]) -> Bench:
         """From the teacher, references and teacher_samples stages under `build`."""
         teacher = load_teacher(build / "teacher", bf16=params.teacher.dtype == "bfloat16")
-        measures = {d: Measure.load(params, build / "references", d, clip_folder) for d in datasets}
-        captions = {d: teacher.embed(m.references.prompts) for d, m in measures.items()}
+        references = {d: References.load(build / "references" / f"{d}.npz") for d in datasets}
+        features = params.evaluation.features
+        measures = {d: Measure.against(r, features, clip_folder) for d, r in references.items()}
+        captions = {d: torch.from_numpy(r.captions).to(teacher.device) for d, r in references.items()}
 
         def teacher_images(guidance_scale: float) -> np.ndarray | None:
             path = build / "teacher_samples" / f"w{guidance_scale:g}.npy"
             return np.load(path) if path.is_file() else None
 
         return cls(params, teacher, measures, captions, teacher_images)
+
+    def protocol(self) -> dict:
+        """What the numbers must be quoted with, and for each dataset its own."""
+        features = self.params.evaluation.features
+        facts = {d: protocol(self.params, features, m.references, self.teacher) for d, m in self.measures.items()}
+        return facts["unseen"] | {"datasets": facts}
 
     def rows(self, facts: dict, images: np.ndarray, dataset: str, steps: int) -> Iterator[dict]:
         """The rows of one set of images; the unseen set also gives its smaller part, for Table 2b."""
@@ -316,26 +337,32 @@ def evaluate_baselines(bench: Bench, guidance_scale: float) -> list[dict]:
 
 
 def floor_rows(bench: Bench, data: Path) -> list[dict]:
-    """What the metrics give for real images, for the autoencoder's reconstructions, and for wrong captions."""
+    """The floors of every dataset; those of the unseen set's smaller part too, for Table 2b."""
+    small = bench.params.evaluation.small_images
     rows = []
     for dataset, measure in bench.measures.items():
-        drawn, _, _ = held_out(data, dataset, bench.params.evaluation.images)
-        real = np.asarray(drawn.images)
-        pixels = torch.from_numpy(real).permute(0, 3, 1, 2).float() / 127.5 - 1
-        latents = torch.cat([bench.teacher.encode(batch) for batch in pixels.split(250)])
-        rebuilt = bench.teacher.decode(latents).numpy()
-        facts = {"system": "floors", "run": "", "variant": "", "seed": 0, "final": True}
-        for method, images in (("Real images", real), ("VAE reconstruction", rebuilt)):
-            row = measure(images)
-            rows.append({**facts, "method": method, "dataset": dataset, "steps": None, **row(len(images))})
-            small = bench.params.evaluation.small_images
-            if dataset == "unseen" and small < len(images):
-                rows.append({**facts, "method": method, "dataset": "unseen-small", "steps": None, **row(small)})
-        text = np.roll(measure.references.clip_text, 7, axis=0)  # 7 is no multiple of 3: other glyph, other level
-        score = clip_score(np.asarray(measure.clip.image_features(real)), text)
-        shuffled = {"method": "Shuffled captions", "dataset": dataset, "steps": None, "images": len(real)}
-        rows.append({**facts, **shuffled, "fid": None, "clip_score": score})
+        rows += dataset_floors(bench.teacher, measure, data, dataset, small if dataset == "unseen" else None)
     return rows
+
+
+def dataset_floors(
+    teacher: Teacher, measure: Measure, data: Path, dataset: str, small: int | None = None
+) -> list[dict]:
+    """What the metrics give for real images, for the autoencoder's reconstructions, and for wrong captions."""
+    drawn, _, _ = held_out(data, dataset, len(measure.references.prompts))
+    real = np.asarray(drawn.images)
+    latents = torch.cat([teacher.encode(batch) for batch in to_pixels(real).split(250)])
+    facts = {"system": "floors", "run": "", "variant": "", "seed": 0, "final": True, "steps": None}
+    rows = []
+    for method, images in (("Real images", real), ("VAE reconstruction", teacher.decode(latents).numpy())):
+        row = measure(images)
+        rows.append({**facts, "method": method, "dataset": dataset, **row(len(images))})
+        if small is not None and small < len(images):
+            rows.append({**facts, "method": method, "dataset": f"{dataset}-small", **row(small)})
+    text = np.roll(measure.references.clip_text, 7, axis=0)  # 7 is no multiple of 3: other glyph, other level
+    score = clip_score(np.asarray(measure.clip.image_features(real)), text)
+    shuffled = {"method": "Shuffled captions", "dataset": dataset, "images": len(real)}
+    return [*rows, {**facts, **shuffled, "fid": None, "clip_score": score}]
 
 
 def main() -> None:
@@ -370,8 +397,28 @@ def evaluate_system(params: Params, system: str, build: Path, clip_folder: Path)
         datasets = set(resolve(params, system).run.datasets) | {"unseen"}
         bench = Bench.load(params, build, clip_folder, [d for d in DATASETS if d in datasets])
         rows = evaluate_run(bench, system, build / "runs" / system)
-    facts = {d: protocol(params, m.references, bench.teacher) for d, m in bench.measures.items()}
-    return {"protocol": facts["unseen"] | {"datasets": facts}, "rows": rows}
+    return {"protocol": bench.protocol(), "rows": rows}
+
+
+def world_card(params: Params, data: Path, models: Path, scratch: Path) -> dict:
+    """{"protocol": ..., "floors": [...], "rows": [...]}: FID of the tiny teacher's samplers on unseen combinations.
+
+    The pipeline is put together in `scratch`. params.world.card says what is measured.
+    """
+    card = params.world.card
+    assemble_tiny(scratch / "teacher", params.world.text_tokens, models)
+    teacher = load_teacher(scratch / "teacher", bf16=card.bf16)
+    references = make_references(teacher, data, "unseen", models / "clip", card.features, card.images)
+    measure = Measure.against(references, card.features, models / "clip")
+    captions = torch.from_numpy(references.captions)
+    rows = []
+    for sampler, w, steps in itertools.product(card.samplers, card.guidance_scales, card.steps):
+        label = f"{sampler} w={w:g} {steps} steps"
+        row = measure(draw_baseline(teacher, captions, sampler, w, steps, params, label))(card.images)
+        facts = {"method": SCHEDULER_NAMES[sampler], "guidance_scale": w, "steps": steps, "dataset": "unseen"}
+        rows.append(facts | row)
+    facts = protocol(params, card.features, references, teacher) | {"teacher": file_hash(models / "unet" / WEIGHTS)}
+    return {"protocol": facts, "floors": dataset_floors(teacher, measure, data, "unseen"), "rows": rows}
 
 
 if __name__ == "__main__":

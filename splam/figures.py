@@ -275,11 +275,23 @@ def figure3a(images: np.ndarray, prompts: list[str], guidance_scales: list[float
     return picture_grid(images, prompts, columns, "SPLAM at several guidance scales, same noise")
 
 
-def figure4(images: np.ndarray, methods: list[str], steps: list[int], prompts: list[str]) -> Figure:
-    """LCM beside SPLAM at each step count, from the same noise: uint8 (methods, steps, prompts, h, w, 3)."""
+def figure4(
+    images: np.ndarray,
+    methods: list[str],
+    steps: list[int],
+    prompts: list[str],
+    teacher: np.ndarray,
+    teacher_steps: int,
+) -> Figure:
+    """LCM beside SPLAM at each step count, and the teacher, from the same noise.
+
+    images: uint8 (methods, steps, prompts, h, w, 3); teacher: uint8 (prompts, h, w, 3).
+    """
     columns = [f"{m} {n} step{'s' * (n > 1)}" for n in steps for m in methods]
     grid = np.transpose(images, (2, 1, 0, 3, 4, 5)).reshape(len(prompts), len(columns), *images.shape[3:])
-    gaps = tuple(len(methods) * (i + 1) - 1 for i in range(len(steps) - 1))
+    grid = np.concatenate([grid, teacher[:, None]], axis=1)
+    columns = [*columns, f"Teacher {teacher_steps} steps"]
+    gaps = tuple(len(methods) * (i + 1) - 1 for i in range(len(steps)))
     return picture_grid(grid, prompts, columns, f"{' and '.join(methods)}, same noise in each row", gaps)
 
 

@@ -148,8 +148,8 @@ class FeatureStatistics:
 def fid(reference: FeatureStatistics, generated: FeatureStatistics) -> float:
     """The Fréchet distance of two sets of features (Heusel et al., 2017), by clean-fid.
 
-    Biased upwards by a term of order 1 / count: compare only equal counts. Warns when the reference has no more images than
-    dimensions, for its covariance is then singular.
+    Biased upwards by a term of order 1 / count: compare only equal counts. Warns when the reference has no more images
+    than dimensions, for its covariance is then singular.
     """
     from cleanfid.fid import frechet_distance
 
@@ -454,6 +454,12 @@ def latency(call: Callable[[], object], repeats: int, synchronize: Callable[[], 
         synchronize()
         seconds.append(time.perf_counter() - start)
     return seconds
+
+
+def file_hash(path: Path) -> str:
+    """16 hexadecimal digits of a file's sha256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def array_hash(array: np.ndarray) -> str:

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -19,8 +20,31 @@ from splam.schedule import Schedule
 from splam.subpath import gamma_embedding
 
 TINY_MODELS = Path("models/tiny")
-LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
-                "conv1", "conv2", "conv_shortcut", "time_emb_proj")
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name of a module's weights
+LORA_TARGETS = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+    "time_emb_proj",
+)
+
+
+def to_pixels(images: np.ndarray) -> Tensor:
+    """Images uint8 (n, h, w, 3) to pixels float32 (n, 3, h, w) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """Pixels (n, 3, h, w) in [-1, 1] to images uint8 (n, h, w, 3) on the CPU, rounded as the stock pipeline does."""
+    return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
 def tiny_scheduler():
@@ -133,7 +157,7 @@ class Teacher:
         for batch in latents.split(batch_size):
             with self.autocast():
                 pixels = self.vae.decode(batch / self.vae.config.scaling_factor).sample.float()
-            images.append(((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+            images.append(to_images(pixels))
         return torch.cat(images)
 
     def network(self, unet: nn.Module, captions: Tensor, condition: Tensor | None = None) -> Network:

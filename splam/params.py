@@ -41,14 +41,26 @@ class Recipe(Strict):
     empty_captions: float = Field(0.0, ge=0, le=1)
 
 
+class Card(Strict):
+    """What is measured of the shipped tiny teacher (splam.evaluate.world_card)."""
+
+    features: Literal["efficientnet_lite0", "inception"]
+    images: PositiveInt
+    samplers: list[Literal["ddim", "dpmsolver", "dpmsolver++", "unipc"]]
+    guidance_scales: list[float]
+    steps: list[PositiveInt]
+    bf16: bool
+
+
 class World(Strict):
-    """The recipes of the shipped tiny models."""
+    """The recipes of the shipped tiny models, and what is measured of them."""
 
     latent_channels: PositiveInt
     text_tokens: PositiveInt
     vae: Recipe
     unet: Recipe
     clip: Recipe
+    card: Card
 
     def clip_config(self) -> dict[str, Any]:
         """open_clip's configuration of the tiny CLIP model; channels are [vision width, text width]."""

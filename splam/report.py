@@ -168,7 +168,12 @@ def picture_figures(samples: Path) -> dict[str, Figure]:
     makers = {
         "figure3a": lambda f: figures.figure3a(f["images"], _texts(f["prompts"]), list(f["guidance_scales"])),
         "figure4": lambda f: figures.figure4(
-            f["images"], _texts(f["methods"]), [int(n) for n in f["steps"]], _texts(f["prompts"])
+            f["images"],
+            _texts(f["methods"]),
+            [int(n) for n in f["steps"]],
+            _texts(f["prompts"]),
+            f["teacher"],
+            int(f["teacher_steps"]),
         ),
         "figure5": lambda f: figures.figure5(f["images"], _texts(f["columns"]), _texts(f["prompts"])),
     }

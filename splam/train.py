@@ -113,9 +113,7 @@ def update_target(target: nn.Module, student: nn.Module, decay: float) -> None:
             average.lerp_(parameter, 1 - decay)
 
 
-def train_step(
-    student: nn.Module, target: nn.Module, batch: Batch, teacher: Teacher, resolved: ResolvedRun
-) -> Tensor:
+def train_step(student: nn.Module, target: nn.Module, batch: Batch, teacher: Teacher, resolved: ResolvedRun) -> Tensor:
     """The loss of Alg. 1 on one batch."""
     run, training = resolved.run, resolved.training
     online, ema = (

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from splam.data import emoji
-from splam.models import Teacher, guided_outputs
+from splam.models import Teacher, guided_outputs, to_pixels
 from splam.params import Params
 from splam.schedule import ddim_grid, to_epsilon
 from splam.solver import TrajectoryCache, guided_epsilon, solver_chain
@@ -78,9 +78,10 @@ def build_cache(params: Params, teacher: Teacher, draws: Draws, guidance_scale: 
     embeddings = teacher.embed(draws.unique)
     empty = teacher.embed([""])
     parts = []
-    for rows in tqdm(torch.arange(len(draws.t)).split(settings.batch_size), desc=f"w = {guidance_scale:g}", mininterval=2):
-        pixels = torch.from_numpy(np.ascontiguousarray(draws.images[rows.numpy()])).permute(0, 3, 1, 2)
-        latents = teacher.encode(pixels.float() / 127.5 - 1)
+    for rows in tqdm(
+        torch.arange(len(draws.t)).split(settings.batch_size), desc=f"w = {guidance_scale:g}", mininterval=2
+    ):
+        latents = teacher.encode(to_pixels(draws.images[rows.numpy()]))
         t = draws.t[rows].to(teacher.device)
         noise = torch.randn(latents.shape, generator=generator).to(teacher.device)
         z_t = teacher.schedule.alpha(t) * latents + teacher.schedule.sigma(t) * noise
@@ -111,9 +112,7 @@ def half_precision_error(teacher: Teacher, cache: TrajectoryCache, count: int = 
     captions = cache.embeddings[cache.caption[rows]].float().to(teacher.device)
     steps, w = cache.chain.shape[1] - 1, float(cache.guidance_scale)
     z_t, t = cache.chain[rows, 0].to(teacher.device), cache.t[rows].to(teacher.device)
-    chain, _, _ = trajectory_batch(
-        exact, z_t, t, captions, teacher.embed([""]), w, steps, int(cache.solver_skip)
-    )
+    chain, _, _ = trajectory_batch(exact, z_t, t, captions, teacher.embed([""]), w, steps, int(cache.solver_skip))
     chain = chain.cpu()
 
     def error(step: int) -> float:

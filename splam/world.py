@@ -19,12 +19,26 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as functional
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from splam.data import emoji
+from splam.figures import picture_grid
+from splam.metrics import load_clip
+from splam.models import (
+    assemble_tiny,
+    embed_captions,
+    load_teacher,
+    tiny_scheduler,
+    tiny_text_encoder,
+    to_images,
+    to_pixels,
+)
 from splam.params import Params, Recipe, load_params
+from splam.schedule import Schedule
 
 Loss = Callable[[torch.Generator], Tensor]
 
@@ -83,11 +97,6 @@ def _save_atomically(state: dict, path: Path) -> None:
     os.replace(path.with_suffix(".part"), path)
 
 
-def to_pixels(images: np.ndarray) -> Tensor:
-    """uint8 (n, 32, 32, 3) to float32 (n, 3, 32, 32) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def _autocast(recipe: Recipe):
     return torch.autocast("cpu", torch.bfloat16) if recipe.bf16 else nullcontext()
 
@@ -97,8 +106,6 @@ def train_vae(params: Params, data: Path, out: Path, scratch: Path) -> None:
 
     The normalisation is folded into the 1x1 convolutions around the latent, so that scaling_factor is 1.
     """
-    from diffusers import AutoencoderKL
-
     recipe = params.world.vae
     torch.manual_seed(recipe.seed)
     levels = len(recipe.channels)
@@ -151,26 +158,22 @@ def save_half(module, folder: Path) -> None:
     module.to(torch.float16).save_pretrained(folder, safe_serialization=True)
 
 
-def train_teacher(params: Params, data: Path, vae_folder: Path, out: Path, scratch: Path) -> None:
-    """A UNet2DConditionModel that predicts noise, on captions of all levels and 10 % empty ones.
+def train_unet(params: Params, data: Path, vae_folder: Path, out: Path, scratch: Path) -> None:
+    """The teacher, a UNet2DConditionModel that predicts noise, on captions of all levels and 10 % empty ones.
 
     The loss on noise is weighted by min(SNR, 5) / SNR (Hang et al., 2023, arXiv:2303.09556).
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    from splam.models import embed_captions, tiny_scheduler, tiny_text_encoder
-    from splam.schedule import Schedule
-
     recipe = params.world.unet
     torch.manual_seed(recipe.seed)
+    deeper = len(recipe.channels) - 1  # levels below the first have cross-attention
     unet = UNet2DConditionModel(
         sample_size=emoji.SIZE // 4,
         in_channels=params.world.latent_channels,
         out_channels=params.world.latent_channels,
         block_out_channels=tuple(recipe.channels),
         layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * deeper,
+        up_block_types=("CrossAttnUpBlock2D",) * deeper + ("UpBlock2D",),
         cross_attention_dim=384,
         attention_head_dim=8,
         norm_num_groups=16,
@@ -181,7 +184,7 @@ def train_teacher(params: Params, data: Path, vae_folder: Path, out: Path, scrat
     captions = [train.captions(np.full(len(train), v)) for v in range(levels)]
     unique, index = np.unique(np.array([""] + sum(captions, [])), return_inverse=True)
     index = torch.from_numpy(index[1:]).view(levels, -1)
-    embeddings = embed_captions(*tiny_text_encoder(), list(unique)).to(torch.bfloat16)
+    embeddings = embed_captions(*tiny_text_encoder(params.world.text_tokens), list(unique)).to(torch.bfloat16)
     empty = int(np.flatnonzero(unique == "")[0])
     schedule = Schedule.from_scheduler(tiny_scheduler())
     snr = (schedule.alphas / schedule.sigmas) ** 2
@@ -241,24 +244,75 @@ def train_clip(params: Params, data: Path, out: Path, scratch: Path) -> None:
     (out / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}, indent=2) + "\n")
 
 
+def inspect_model(
+    params: Params, model: str, models: Path, split: emoji.Split, rows: np.ndarray
+) -> tuple[Figure, dict[str, float]]:
+    """A picture of what a shipped model ("vae", "unet" or "clip") does with images of a split, and its numbers."""
+    images, captions = (
+        np.asarray(split.images[rows]),
+        emoji.Split(split.images[rows], split.glyph[rows], split.colour[rows]).captions(rows % len(emoji.LEVELS)),
+    )
+    inspect = {"vae": _inspect_vae, "unet": _inspect_unet, "clip": _inspect_clip}[model]
+    return inspect(params, models, images, captions)
+
+
+def _inspect_vae(params: Params, models: Path, images: np.ndarray, captions: list[str]):
+    vae = AutoencoderKL.from_pretrained(models / "vae", torch_dtype=torch.float32)
+    x = to_pixels(images)
+    with torch.no_grad():
+        y = vae.decode(vae.encode(x).latent_dist.mean).sample
+    rebuilt = to_images(y).numpy()
+    shown = np.stack([images[:12], rebuilt[:12]])
+    return picture_grid(shown, ["image", "reconstruction"], [""] * 12, "Autoencoder, held-out images"), {
+        "l1_error_of_pixels_in_0_1": float((y.clamp(-1, 1) - x).abs().mean() / 2)
+    }
+
+
+def _inspect_unet(params: Params, models: Path, images: np.ndarray, captions: list[str]):
+    from splam.evaluate import draw_baseline
+
+    folder = Path("build/world/teacher")
+    assemble_tiny(folder, params.world.text_tokens, models)
+    teacher = load_teacher(folder, bf16=True)
+    embedded = teacher.embed(captions[:10])
+    drawn = draw_baseline(teacher, embedded, "ddim", 3.0, 50, params, "samples")
+    shown = np.stack([images[:10], drawn], axis=1)
+    title = "Teacher, held-out captions, w = 3, 50 DDIM steps"
+    return picture_grid(shown, captions[:10], ["image", "teacher"], title), {
+        "weights_in_millions": sum(p.numel() for p in teacher.unet.parameters()) / 1e6
+    }
+
+
+def _inspect_clip(params: Params, models: Path, images: np.ndarray, captions: list[str]):
+    clip = load_clip(models / "clip")
+    cosines = clip.image_features(images) @ clip.text_features(captions).T
+    figure = Figure(figsize=(4, 3.4), layout="constrained")
+    axes = figure.add_subplot(xlabel="caption", ylabel="image", title="cosine, held-out pairs")
+    figure.colorbar(axes.imshow(cosines))
+    return figure, {"right_caption_found": float((cosines.argmax(1) == np.arange(len(images))).mean())}
+
+
 def main() -> None:
     """Train one model of the world; a rerun goes on from its last checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", choices=("vae", "teacher", "clip"))
+    parser.add_argument("model", choices=("vae", "unet", "clip"))
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("models/tiny"))
     args = parser.parse_args()
     params = load_params(args.params)
     torch.set_num_threads(os.cpu_count() or 1)
-    key = hashlib.sha256(params.world.model_dump_json().encode()).hexdigest()[:16]
+    recipe = getattr(params.world, args.model).model_dump_json()
+    facts = f"{recipe} {params.world.latent_channels} {params.world.text_tokens}"
+    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     scratch = Path("build/scratch/world") / f"{args.model}-{key}.pt"
     if args.model == "vae":
         train_vae(params, args.data, args.out / "vae", scratch)
-    elif args.model == "teacher":
-        train_teacher(params, args.data, args.out / "vae", args.out / "unet", scratch)
+    elif args.model == "unet":
+        train_unet(params, args.data, args.out / "vae", args.out / "unet", scratch)
     else:
         train_clip(params, args.data, args.out / "clip", scratch)
+    scratch.unlink(missing_ok=True)  # a finished training has no use for it
 
 
 if __name__ == "__main__":

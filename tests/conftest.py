@@ -1,9 +1,12 @@
 """Shared fixtures: a schedule in float64, and a world small enough to train in seconds."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from splam.models import tiny_scheduler
+from splam.models import Teacher, assemble_tiny, load_teacher, tiny_scheduler
 from splam.schedule import Schedule
 
 
@@ -17,3 +20,41 @@ def schedule() -> Schedule:
 def generator() -> torch.Generator:
     """A seeded source of test tensors."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory) -> Path:
+    """A diffusers pipeline with random weights, of the tiny world's classes: 32-pixel images, latents (4, 8, 8)."""
+    models, folder = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("teacher") / "pipeline"
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+        scaling_factor=0.7,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=384,
+        attention_head_dim=8,
+        norm_num_groups=4,
+    )
+    for name, model in {"vae": vae, "unet": unet}.items():
+        model.save_pretrained(models / name)
+    assemble_tiny(folder, tokens=8, models=models)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(teacher_folder) -> Teacher:
+    """The small pipeline, loaded in float32."""
+    return load_teacher(teacher_folder)

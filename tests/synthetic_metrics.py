@@ -147,7 +147,7 @@ def write_samples(folder: Path) -> Path:
     prompts = np.array(["red apple on a yellow background", "snowman on a red background"])
     np.savez(folder / "figure3a.npz", images=images(2, 4), prompts=prompts, guidance_scales=[3.0, 5.0, 8.0, 12.0])
     methods = {"methods": np.array(["LCM", "SPLAM"]), "steps": [1, 2, 4], "prompts": prompts}
-    np.savez(folder / "figure4.npz", images=images(2, 3, 2), **methods)
+    np.savez(folder / "figure4.npz", images=images(2, 3, 2), teacher=images(2), teacher_steps=50, **methods)
     columns = np.array(["LCM-LoRA, 4 steps", "LCM, 4 steps", "SPLAM, 4 steps", "Teacher, 50 steps"])
     np.savez(folder / "figure5.npz", images=images(4, 2), columns=columns, prompts=prompts)
     return folder

@@ -73,8 +73,10 @@ def test_picture_figures_put_each_image_in_its_cell():
     np.testing.assert_array_equal(np.stack(drawn), np.swapaxes(images, 0, 1).reshape(8, 8, 8, 3))
 
     images = pictures(2, 3, 2)  # methods, steps, prompts: columns go LCM 1, SPLAM 1, LCM 2, ...
-    drawn = shown(figures.figure4(images, ["LCM", "SPLAM"], [1, 2, 4], ["a", "b"]))
-    np.testing.assert_array_equal(drawn[2 * 3 + 1], images[1, 1, 1])  # column SPLAM 2 steps, prompt b
+    teacher = pictures(2)
+    grid = shown(figures.figure4(images, ["LCM", "SPLAM"], [1, 2, 4], ["a", "b"], teacher, 50))
+    np.testing.assert_array_equal(grid[2 * 3 + 1], images[1, 1, 1])  # column SPLAM 2 steps, prompt b
+    np.testing.assert_array_equal(np.stack(grid[-2:]), teacher)
 
     images = pictures(3, 2)
     drawn = shown(figures.figure5(images, ["x", "y", "z"], ["a", "b"]))

@@ -119,12 +119,11 @@ def compose(drawing: np.ndarray, colour: str, shift: tuple[int, int]) -> np.ndar
     margin = (SIZE - drawing.shape[0]) // 2
     canvas = np.zeros((SIZE, SIZE, 4), np.float32)
     top, left = margin + shift[0], margin + shift[1]
-    rows, columns = slice(max(top, 0), min(top + len(drawing), SIZE)), slice(
-        max(left, 0), min(left + len(drawing), SIZE)
+    rows, columns = (
+        slice(max(top, 0), min(top + len(drawing), SIZE)),
+        slice(max(left, 0), min(left + len(drawing), SIZE)),
     )
-    canvas[rows, columns] = drawing[
-        rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-    ]
+    canvas[rows, columns] = drawing[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     alpha = canvas[..., 3:]
     background = np.asarray(COLOURS[colour], np.float32)
     return np.rint(canvas[..., :3] * 255 * alpha + background * (1 - alpha)).astype(np.uint8)
@@ -157,9 +156,7 @@ class Split:
         """The caption of every image at the given levels, int (n,), index into LEVELS."""
         names = list(COLOURS)
         table = glyphs()
-        return [
-            table[g].caption(names[c], LEVELS[v]) for g, c, v in zip(self.glyph, self.colour, level, strict=True)
-        ]
+        return [table[g].caption(names[c], LEVELS[v]) for g, c, v in zip(self.glyph, self.colour, level, strict=True)]
 
     def save(self, folder: Path) -> None:
         """Write the split as three .npy files into folder."""
@@ -172,8 +169,10 @@ class Split:
         """Open a saved split; images stay on disk (memory-mapped)."""
         if not (folder / "images.npy").is_file():
             raise FileNotFoundError(f"{folder} holds no image split: run the data stage (dvc repro data) first")
-        arrays = [np.load(folder / f"{n}.npy", mmap_mode="r" if n == "images" else None) for n in
-                  ("images", "glyph", "colour")]
+        arrays = [
+            np.load(folder / f"{n}.npy", mmap_mode="r" if n == "images" else None)
+            for n in ("images", "glyph", "colour")
+        ]
         return cls(*arrays)
 
 
