@@ -28,6 +28,7 @@ from splam.metrics import (
     kid,
     load_clip,
     load_features,
+    neighbour_distances,
     paired_distance,
     precision_recall,
 )
@@ -60,12 +61,14 @@ class References:
     """What one dataset's samples are measured against; `prompts` and `levels` say what is drawn.
 
     captions (n, tokens, d), the text encoder's embeddings of the prompts, float32; features (m, d) of the reference
-    images; real (n, d) of other real images of the prompts themselves; clip_text (n, e) of the prompts.
+    images, and their neighbour_distances, radii (m,); real (n, d), features of other real images of the prompts
+    themselves; clip_text (n, e) of the prompts.
     """
 
     prompts: list[str]
     captions: np.ndarray
     features: np.ndarray
+    radii: np.ndarray
     real: np.ndarray
     clip_text: np.ndarray
     hashes: dict[str, str]
@@ -78,6 +81,7 @@ class References:
             prompts=np.array(self.prompts),
             captions=self.captions,
             features=self.features,
+            radii=self.radii,
             real=self.real,
             clip_text=self.clip_text,
             hashes=json.dumps(self.hashes),
@@ -89,7 +93,7 @@ class References:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: run the references stage (dvc repro references)")
         with np.load(path) as file:
-            arrays = {k: file[k] for k in ("captions", "features", "real", "clip_text")}
+            arrays = {k: file[k] for k in ("captions", "features", "radii", "real", "clip_text")}
             return cls([str(p) for p in file["prompts"]], **arrays, hashes=json.loads(str(file["hashes"])))
 
 
@@ -114,7 +118,10 @@ def make_references(
     text = load_clip(str(clip_folder)).text_features(prompts)
     hashes = {"references": array_hash(np.asarray(rest.images)), "captions": array_hash(np.array(prompts))}
     captions = teacher.embed(prompts).cpu().numpy()
-    return References(prompts, captions, extract(rest.images), extract(drawn.images), np.asarray(text), hashes)
+    found = extract(rest.images)
+    return References(
+        prompts, captions, found, neighbour_distances(found), extract(drawn.images), np.asarray(text), hashes
+    )
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,7 @@ class Measure:
         image_features = np.asarray(self.clip.image_features(images))
 
         def row(count: int) -> dict:
-            precision, recall = precision_recall(self.references.features, features[:count])
+            precision, recall = precision_recall(self.references.features, features[:count], self.references.radii)
             return {
                 "images": count,
                 "fid": fid(self.statistics, FeatureStatistics.of(features[:count])),

@@ -163,6 +163,8 @@ def train_unet(params: Params, data: Path, vae_folder: Path, out: Path, scratch:
 
     The loss on noise is weighted by min(SNR, 5) / SNR (Hang et al., 2023, arXiv:2303.09556).
     """
+    if not (vae_folder / "config.json").is_file():
+        raise FileNotFoundError(f"{vae_folder} is missing: train the autoencoder first (python -m splam.world vae)")
     recipe = params.world.unet
     torch.manual_seed(recipe.seed)
     deeper = len(recipe.channels) - 1  # levels below the first have cross-attention
@@ -301,7 +303,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("models/tiny"))
     args = parser.parse_args()
     params = load_params(args.params)
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     recipe = getattr(params.world, args.model).model_dump_json()
     facts = f"{recipe} {params.world.latent_channels} {params.world.text_tokens}"
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
