@@ -32,6 +32,8 @@ class Recipe(Strict):
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     warmup: PositiveInt
+    horizon: PositiveInt | None = Field(None, description="see splam.world.rate")
+    cooldown: PositiveInt | None = None
     weight_decay: float
     gradient_norm: PositiveFloat
     ema_decay: float = Field(ge=0, lt=1)
@@ -39,6 +41,7 @@ class Recipe(Strict):
     seed: int
     checkpoint_seconds: PositiveFloat
     empty_captions: float = Field(0.0, ge=0, le=1)
+    noise: float = Field(0.0, ge=0, description="standard deviation of what the decoder's latents are disturbed by")
 
 
 class Card(Strict):
@@ -58,6 +61,7 @@ class World(Strict):
     latent_channels: PositiveInt
     text_tokens: PositiveInt
     vae: Recipe
+    decoder: Recipe
     unet: Recipe
     clip: Recipe
     card: Card
@@ -67,7 +71,7 @@ class World(Strict):
         vision, text = self.clip.channels
         return {
             "embed_dim": text,
-            "vision_cfg": {"image_size": 32, "patch_size": 4, "width": vision, "layers": 4, "head_width": 32},
+            "vision_cfg": {"image_size": 32, "patch_size": 8, "width": vision, "layers": 4, "head_width": 32},
             "text_cfg": {
                 "context_length": self.text_tokens,
                 "vocab_size": 49408,

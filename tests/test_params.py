@@ -21,7 +21,18 @@ RECIPE = dict(
     seed=0,
     checkpoint_seconds=60,
 )
-BASE = {"world": {"latent_channels": 4, "text_tokens": 8, "vae": RECIPE, "unet": RECIPE, "clip": RECIPE}}
+CARD = dict(features="efficientnet_lite0", images=4, samplers=["ddim"], guidance_scales=[3], steps=[1, 2], bf16=False)
+BASE = {
+    "world": {
+        "latent_channels": 4,
+        "text_tokens": 8,
+        "vae": RECIPE,
+        "decoder": RECIPE,
+        "unet": RECIPE,
+        "clip": RECIPE,
+        "card": CARD,
+    }
+}
 PROFILE = {
     "extends": "base",
     "description": "as small as can be",
