@@ -157,15 +157,16 @@ def train_decoder(params: Params, data: Path, folder: Path, scratch: Path) -> No
     recipe = params.world.decoder
     vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(memory_format=torch.channels_last)
     train = emoji.Split.load(data / "train")
-    latents = encode_split(vae, train)
     decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder]).train()
 
     def loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(train), (recipe.batch_size,), generator=generator)
-        x = to_pixels(train.images[rows.numpy()])
-        z = latents[rows] + recipe.noise * torch.randn(latents[rows].shape, generator=generator)
+        x = to_pixels(train.images[rows.numpy()]).to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            latents = vae.encode(x).latent_dist.mean
+        z = latents + recipe.noise * torch.randn(latents.shape, generator=generator)
         with _autocast(recipe):
-            y = decoder[1](decoder[0](z.to(memory_format=torch.channels_last))).float()
+            y = decoder[1](decoder[0](z)).float()
         return reconstruction_loss(y, x)
 
     average = fit(decoder, loss, recipe, scratch, "decoder")
