@@ -30,6 +30,7 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 def shard(unet: nn.Module, device_type: str, processes: int) -> nn.Module:
     """Spread a UNet's weights over all processes, in place: each holds one part, and gathers a block when it runs."""
     mesh = init_device_mesh(device_type, (processes,))
+    unet.to(memory_format=torch.contiguous_format)  # fully_shard takes no other
     for module in unet.modules():
         if type(module).__name__ in SHARDED_BLOCKS:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
