@@ -182,10 +182,10 @@ def page(rows: list[dict[str, str]], device: str, batch_size: int) -> str:
     """docs/gpu-throughput.md."""
     return f"""# Training throughput on a GPU
 
-Stable Diffusion 1.5's networks with random weights, 512-pixel images, batches of {batch_size}, bf16 autocast over float32
-weights, one process on: {device}; torch {torch.__version__}. A step encodes the images, carries them along by the
-teacher (two UNet calls a solver step: one step at k = 20, five at k = 100 with multiple estimation), and updates the
-student and its average. Peak memory is what torch allocated. Measured by `make bench-gpu`.
+Stable Diffusion 1.5's networks with random weights, 512-pixel images, batches of {batch_size}, bf16 autocast over
+float32 weights, one process on: {device}; torch {torch.__version__}. A step encodes the images, carries them along by
+the teacher (two UNet calls a solver step: one step at k = 20, five at k = 100 with multiple estimation), and updates
+the student and its average. Peak memory is what torch allocated. Measured by `make bench-gpu`.
 
 {table(rows)}
 """

@@ -7,22 +7,18 @@ method, `batches(start)`: an endless iterator over (pixels (n, 3, H, W) float32 
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from splam.batches import Batch, batch_rows, draw_conditions, iteration_generator
 from splam.data import emoji
-from splam.models import Teacher, default_device, load_teacher, to_pixels
-from splam.params import Params, ResolvedRun, Trajectories, load_params
+from splam.models import Teacher, to_pixels
+from splam.params import Params, ResolvedRun, Trajectories
 from splam.sampling import draw_noise, generators
 from splam.schedule import path_end, path_starts
 from splam.solver import SubPaths, check_skips, guided_epsilon, multiple_estimation
@@ -164,77 +160,43 @@ class EmojiStream:
             number += 1
 
 
-class LatentStream:
-    """Latents and caption embeddings that write_latents computed: every sample once, then in another order."""
+class LatentStore(Protocol):
+    """Latents and embeddings that were computed once (splam.data.latents.LatentShards)."""
 
-    def __init__(self, folder: Path, batch_size: int, seed: int):
-        """batch_size: of all processes together. Raises FileNotFoundError where the folder holds none."""
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise FileNotFoundError(f"{folder} holds no latents: compute them by `python -m splam.online`")
-        self.files = [safe_open(file, "pt") for file in files]
-        self.sizes = [file.get_slice("latents").get_shape()[0] for file in self.files]
-        self.batch_size, self.seed = batch_size, seed
+    def __len__(self) -> int:
+        """The number of images."""
+
+    def rows(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Scaled latents (n, c, h, w) and caption embeddings (n, tokens, d) of some images, in the order asked for."""
+
+
+class LatentStream:
+    """A store of latents as a stream: every image once, then in another order."""
+
+    def __init__(self, store: LatentStore, batch_size: int, seed: int):
+        """batch_size: of all processes together."""
+        self.store, self.batch_size, self.seed = store, batch_size, seed
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches from number `start` on, without end: latents (n, c, h, w), and embeddings (n, tokens, d)."""
-        places = [(file, row) for file, size in zip(self.files, self.sizes, strict=True) for row in range(size)]
         number = start
         while True:
-            rows = batch_rows(number, self.batch_size, len(places), self.seed).tolist()
-            latents, embeddings = (
-                torch.stack([places[row][0].get_slice(name)[places[row][1]] for row in rows])
-                for name in ("latents", "embeddings")
-            )
-            yield latents, embeddings
+            yield self.store.rows(batch_rows(number, self.batch_size, len(self.store), self.seed).tolist())
             number += 1
 
 
-def write_latents(stream: Stream, teacher: Teacher, batches: int, folder: Path) -> None:
-    """Encode the first batches of a stream of images: one file for each, of mean latents and embeddings (float16).
-
-    Files that are there are kept, so that an interrupted run goes on. LatentStream reads them.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    done = len(list(folder.glob("*.safetensors")))
-    for number, (pixels, captions) in zip(
-        tqdm(range(done, batches), desc="latents", mininterval=2), stream.batches(done), strict=False
-    ):
-        part = {"latents": teacher.encode(pixels).cpu(), "embeddings": teacher.embed(captions).half().cpu()}
-        partial = folder / f"{number:08d}.part"
-        save_file({name: value.contiguous() for name, value in part.items()}, partial)
-        partial.rename(partial.with_suffix(".safetensors"))
-
-
 def open_stream(params: Params, resolved: ResolvedRun, data: Path, latents: Path, rank: int, ranks: int) -> Stream:
-    """The stream that a run's training.source and the profile's data name; `data` and `latents` are folders."""
-    batch = resolved.training.batch_size
+    """The stream that a run's training.source and the profile's data name, for one of `ranks` processes.
+
+    data, latents: folders of the tiny world's images and of encode_shards' latents.
+    """
+    batch, seed = resolved.training.batch_size, resolved.seed
     if resolved.training.source == "latents":
-        return LatentStream(latents, batch * ranks, resolved.seed)
-    return image_stream(params, data, batch, resolved.seed, rank, ranks)
+        from splam.data.latents import LatentShards
 
-
-def image_stream(params: Params, data: Path, batch_size: int, seed: int, rank: int, ranks: int) -> Stream:
-    """The profile's training images in batches of `batch_size` for each of `ranks` processes."""
+        return LatentStream(LatentShards(latents), batch * ranks, seed)
     if params.data.kind == "emoji":
-        return EmojiStream(emoji.Split.load(data / "train"), batch_size * ranks, seed)
-    raise ValueError(f"data.kind = {params.data.kind} has no stream")
+        return EmojiStream(emoji.Split.load(data / "train"), batch * ranks, seed)
+    from splam.data.laion import LaionStream
 
-
-def main() -> None:
-    """Encode the training images of params.yaml once, for training.source = latents."""
-    parser = argparse.ArgumentParser(prog="python -m splam.online", description=main.__doc__)
-    parser.add_argument("batches", type=int, help="how many batches of --batch-size images to encode")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--teacher", type=Path, default=Path("build/teacher"))
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--out", type=Path, default=Path("build/latents"))
-    args = parser.parse_args()
-    params = load_params(args.params)
-    stream = image_stream(params, args.data, args.batch_size, params.seed, 0, 1)
-    write_latents(stream, load_teacher(args.teacher, device=default_device()), args.batches, args.out)
-
-
-if __name__ == "__main__":
-    main()
+    return LaionStream(params.data, batch, seed, rank, ranks)

@@ -62,6 +62,11 @@ from splam.parallel import (
 from splam.params import Params, ResolvedRun, load_params, resolve
 from splam.solver import TrajectoryCache
 
+DATA_NAMES = {
+    "emoji": "OpenMoji glyphs (CC BY-SA 4.0) on coloured backgrounds",
+    "laion": "captioned images in webdataset shards",
+}
+
 
 def learning_rate(iteration: int, resolved: ResolvedRun) -> float:
     """Linear warm-up, then constant or falling linearly to 0."""
@@ -290,27 +295,23 @@ def publish(
         writer.writerows((i + 1, f"{loss:.8g}") for i, loss in enumerate(losses))
 
 
-def card_facts(params: Params, resolved: ResolvedRun) -> CardFacts:
+def card_facts(params: Params, resolved: ResolvedRun, teacher: Teacher) -> CardFacts:
     """What the model card of one run says, from its parameters."""
     run, training = resolved.run, resolved.training
-    pipeline = "StableDiffusionPipeline"
-    told = ("iterations", "learning_rate", "ema_decay", "loss", "sigma_form")
+    told = ("iterations", "global_batch", "learning_rate", "ema_decay", "loss", "sigma_form", "bf16")
     facts = {key.replace("_", " "): getattr(training, key) for key in told}
-    facts |= {
-        "global batch": training.global_batch,
-        "seed": resolved.seed,
-        "steps of the solver": params.trajectories.solver_skip,
-    }
+    if run.method == "splam":
+        facts |= {"input scaling": run.input_scaling, "gamma conditioning": run.gamma_conditioning}
     return CardFacts(
         name=resolved.name,
         method=run.method,
         teacher=params.teacher.source,
-        data=params.data.kind,
+        data=DATA_NAMES[params.data.kind],
         guidance_scale=run.guidance_scale,
         skip=run.skip,
         multiple_estimation=run.multiple_estimation,
-        training=facts,
-        pipeline=pipeline,
+        training=facts | {"seed": resolved.seed},
+        pipeline="StableDiffusionPipeline" if teacher.added is None else "StableDiffusionXLPipeline",
         steps=params.evaluation.steps,
         licence=params.teacher.licence,
     )
@@ -346,7 +347,8 @@ def open_source(
         return CachedPaths(cache, resolved, teacher), hashes
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     stream = open_stream(params, resolved, args.data, args.latents, rank, ranks)
-    return OnlinePaths(stream, resolved, teacher, params.trajectories), [params.data, params.trajectories]
+    data = params.data.model_dump(), params.trajectories.solver_skip, params.trajectories.empty_captions
+    return OnlinePaths(stream, resolved, teacher, params.trajectories), data
 
 
 def main() -> None:
@@ -369,7 +371,7 @@ def main() -> None:
     scratch = scratch_folder(resolved, params, data, args.scratch)
     scratch.mkdir(parents=True, exist_ok=True)
     with locked(scratch / "lock"):
-        train(resolved, teacher, source, scratch, args.out, card_facts(params, resolved))
+        train(resolved, teacher, source, scratch, args.out, card_facts(params, resolved, teacher))
     if int(os.environ.get("RANK", 0)) == 0:
         shutil.rmtree(scratch)
 
