@@ -83,10 +83,15 @@ class World(Strict):
 
 
 class Teacher(Strict):
-    """What is distilled: "tiny" (the shipped models) or a diffusers Stable Diffusion pipeline."""
+    """What is distilled: "tiny" (the shipped models) or a diffusers Stable Diffusion (1, 2 or XL) pipeline.
 
-    source: str = Field(description='"tiny", a hub id, or a local folder with model_index.json')
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    The weights are float32; dtype is what its UNet's calls are autocast to. The prediction type and the betas are read
+    from its scheduler.
+    """
+
+    source: str = Field(min_length=1, description='"tiny", a hub id, or a local folder with model_index.json')
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    licence: str | None = Field(None, description="of its weights, for the cards of the students made from it")
 
 
 class EmojiData(Strict):
@@ -112,8 +117,9 @@ class Trajectories(Strict):
 class Training(Strict):
     """Hyperparameters of a distillation that methods in one comparison share (method.md, Alg. 1)."""
 
-    iterations: PositiveInt
-    batch_size: PositiveInt = Field(description="per process")
+    iterations: PositiveInt = Field(description="optimizer steps")
+    batch_size: PositiveInt = Field(description="of one forward pass of one process")
+    accumulation: PositiveInt = Field(1, description="forward passes of each process that make one optimizer step")
     learning_rate: PositiveFloat
     warmup: int = Field(ge=0, description="iterations of linear warm-up")
     schedule: Literal["constant", "linear"] = Field("constant", description="after the warm-up; linear ends at 0")
@@ -122,8 +128,18 @@ class Training(Strict):
     ema_decay: float = Field(ge=0, lt=1, description="mu")
     loss: Literal["l2", "huber", "pseudo_huber"]
     huber_c: PositiveFloat = 1e-3
-    bf16: bool
+    bf16: bool = Field(description="autocast the networks' calls; weights, schedule and averages stay float32")
     processes: PositiveInt = 1
+    sharding: Literal["none", "fsdp"] = Field("none", description="fsdp spreads the networks over the processes")
+    gradient_checkpointing: bool = False
+    compile: bool = Field(False, description="torch.compile of the student's, the target's and the teacher's UNet")
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    source: Literal["cached", "online", "latents"] = Field(
+        "cached", description="sub-paths from the trajectory cache, from images, or from latents computed once"
+    )
+    latents: Literal["mean", "sample"] = Field(
+        "sample", description="of E(x), where images are encoded online; LCM's scripts take a sample"
+    )
     checkpoint_seconds: PositiveFloat
     keep_checkpoints: PositiveInt = 2
     short_ends: Literal["clamped", "strict"] = "clamped"
@@ -135,6 +151,11 @@ class Training(Strict):
     lora_learning_rate: PositiveFloat = 1e-3
     lcm_star_scales: tuple[float, float] = (2.0, 14.0)
     snapshots: list[PositiveInt] = Field([], description="iterations whose target network is kept for Fig. 2b")
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one optimizer step, over all processes that `processes` counts."""
+        return self.batch_size * self.accumulation * self.processes
 
 
 class Run(Strict):
@@ -377,7 +398,7 @@ def _run_errors(params: Params, name: str) -> list[str]:
         f"runs.{name}: snapshot {i} is after the last iteration, {training.iterations}"
         for i in training.snapshots
         if i > training.iterations
-    ]
+    ] + _scale_errors(f"runs.{name}", run, training)
     steps = run.skip / cache.solver_skip
     if not run.multiple_estimation or steps == 1:
         return errors
@@ -386,7 +407,9 @@ def _run_errors(params: Params, name: str) -> list[str]:
             f"runs.{name}.skip = {run.skip}: with multiple_estimation it must be a multiple of "
             f"trajectories.solver_skip = {cache.solver_skip}"
         )
-    elif steps > cache.steps:
+    if training.source != "cached":
+        return errors
+    if steps == int(steps) and steps > cache.steps:
         errors.append(
             f"runs.{name}.skip = {run.skip} takes {steps:g} solver steps of {cache.solver_skip}: "
             f"trajectories.steps = {cache.steps} is too few"
@@ -396,6 +419,22 @@ def _run_errors(params: Params, name: str) -> list[str]:
             f"runs.{name}.guidance_scale = {run.guidance_scale:g}: with multiple_estimation over several solver steps "
             f"it must be one of trajectories.guidance_scales = {[*map('{:g}'.format, cache.guidance_scales)]}"
         )
+    return errors
+
+
+def _scale_errors(key: str, run: Run, training: Training) -> list[str]:
+    """Choices of how a run is spread over processes and memory that do not go together, a line each."""
+    errors = []
+    if run.method == "splam" and training.condition_width % 2:
+        errors.append(f"{key}: training.condition_width = {training.condition_width} must be even (sines and cosines)")
+    if training.sharding != "fsdp":
+        return errors
+    if run.method == "lcm_lora":
+        errors.append(f"{key}: training.sharding = fsdp is not for method lcm_lora, whose adapter is small: set none")
+    if training.optimizer == "adamw_8bit":
+        errors.append(f"{key}: training.optimizer = adamw_8bit keeps no sharded state: set adamw, or sharding = none")
+    if training.processes == 1:
+        errors.append(f"{key}: training.sharding = fsdp needs training.processes of 2 or more, there is 1")
     return errors
 
 

@@ -21,18 +21,9 @@ RECIPE = dict(
     seed=0,
     checkpoint_seconds=60,
 )
-CARD = dict(features="efficientnet_lite0", images=4, samplers=["ddim"], guidance_scales=[3], steps=[1, 2], bf16=False)
-BASE = {
-    "world": {
-        "latent_channels": 4,
-        "text_tokens": 8,
-        "vae": RECIPE,
-        "decoder": RECIPE,
-        "unet": RECIPE,
-        "clip": RECIPE,
-        "card": CARD,
-    }
-}
+CARD = dict(features="efficientnet_lite0", images=4, samplers=["ddim"], guidance_scales=[3], steps=[1], bf16=False)
+MODELS = {"vae": RECIPE, "decoder": RECIPE, "unet": RECIPE, "clip": RECIPE}
+BASE = {"world": {"latent_channels": 4, "text_tokens": 8, **MODELS, "card": CARD}}
 PROFILE = {
     "extends": "base",
     "description": "as small as can be",
@@ -206,3 +197,35 @@ def test_profiles_that_cannot_be_composed(conf):
 def test_params_that_are_not_there(tmp_path):
     with pytest.raises(ParamsError, match="there is no .*params.yaml; compose it by `python -m splam.params PROFILE`"):
         load_params(tmp_path / "params.yaml")
+
+
+FSDP = "training.sharding=fsdp"
+LORA = "runs.lcm.method=lcm_lora"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([FSDP], "runs.lcm: training.sharding = fsdp needs training.processes of 2 or more, there is 1"),
+        ([FSDP, "training.processes=2", LORA], "runs.lcm: training.sharding = fsdp is not for method lcm_lora"),
+        ([FSDP, "training.processes=2", "training.optimizer=adamw_8bit"], "adamw_8bit keeps no sharded state"),
+        (["training.condition_width=7"], "runs.splam-k100: training.condition_width = 7 must be even"),
+        (["training.accumulation=0"], "training.accumulation = 0: .*greater than 0"),
+        (["training.source=disk"], "training.source = disk: .*'cached', 'online' or 'latents'"),
+        (["training.optimizer=sgd"], "training.optimizer = sgd: .*'adamw' or 'adamw_8bit'"),
+        (["teacher.dtype=float16"], "teacher.dtype = float16: .*'float32' or 'bfloat16'"),
+        (["training.source=online", "runs.splam-k100.skip=50"], "must be a multiple of trajectories.solver_skip = 20"),
+    ],
+)
+def test_choices_of_scale_that_do_not_go_together_are_named(conf, overrides, message):
+    with pytest.raises(ParamsError, match=message):
+        compose("small", conf, overrides)
+
+
+def test_online_paths_need_no_cache_of_their_guidance_scale_or_length(conf):
+    compose("small", conf, ["training.source=online", "runs.splam-k100.skip=200", "runs.splam-k100.guidance_scale=5"])
+
+
+def test_a_global_batch_counts_processes_and_micro_batches(conf):
+    overrides = ["training.accumulation=3", "training.processes=4", FSDP]
+    assert params.Params.model_validate(compose("small", conf, overrides)).training.global_batch == 2 * 3 * 4
