@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
@@ -92,6 +92,34 @@ class EmojiData(Strict):
     train_draws: PositiveInt
     test_draws: int = Field(ge=1, le=9)
     every: PositiveInt = Field(1, description="use one glyph in `every`")
+
+
+class CocoData(Strict):
+    """COCO's validation sets: what the unseen images of the tables at Stable Diffusion's size are (splam.data.coco)."""
+
+    folder: str = Field(description="holds annotations/, val2014/ and val2017/ as cocodataset.org packs them")
+    captions_30k: str | None = Field(None, description="a caption list for coco30k; without one, a seeded draw")
+    captions_5k: str | None = Field(None, description="the same for coco5k")
+    seed: int = Field(0, description="of the draw of one caption an image")
+    image_size: PositiveInt = Field(256, description="pixels at which images are measured; 256 is the protocol's")
+
+
+class LaionData(Strict):
+    """Captioned images in webdataset shards, to train on and for a test split of our own (splam.data.laion)."""
+
+    kind: Literal["laion"]
+    shards: list[str] = Field(min_length=1, description="paths, globs, brace patterns, URLs or pipe: commands")
+    resolution: PositiveInt = Field(description="pixels of the square images that are trained on")
+    crop: Literal["center", "random"] = "center"
+    workers: int = Field(4, ge=0, description="reading processes of each rank; 0 reads in the training process")
+    shuffle_buffer: PositiveInt = Field(1000, description="encoded samples that each worker holds to draw from")
+    max_broken_share: float = Field(0.01, ge=0, le=1, description="of broken images, missing captions, cut shards")
+    held_out_share: float = Field(0.01, gt=0, lt=1, description="of the samples, by hash of their keys")
+    test_images: PositiveInt = Field(description="captions drawn from the test split; as many more are references")
+    coco: CocoData
+
+
+Data = Annotated[EmojiData | LaionData, Field(discriminator="kind")]
 
 
 class Trajectories(Strict):
@@ -225,7 +253,7 @@ class Params(Strict):
     seed: int
     world: World
     teacher: Teacher
-    data: EmojiData
+    data: Data
     trajectories: Trajectories
     training: Training
     runs: dict[str, Run]
