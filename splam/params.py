@@ -312,7 +312,8 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 def compose(name: str, conf: Path = CONF, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Profile `name` with what it `extends`, `a.b=c` overrides and the derived sections, as params.yaml holds it.
 
-    Dicts merge, lists replace, and a key set to null is taken out. Raises ParamsError.
+    Dicts merge (but for one of another `kind`, which replaces), lists replace, and a key set to null is taken out.
+    Raises ParamsError.
     """
     content = _extended(name, conf)
     for override in overrides:
@@ -357,7 +358,9 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         if value is None:
             merged.pop(key, None)
         elif isinstance(value, dict):
-            merged[key] = _merge(merged[key] if isinstance(merged.get(key), dict) else {}, value)
+            old = merged[key] if isinstance(merged.get(key), dict) else {}
+            other = value.get("kind", old.get("kind")) != old.get("kind")  # another kind of data has other keys
+            merged[key] = _merge({} if other else old, value)
         else:
             merged[key] = value
     return merged
@@ -461,7 +464,10 @@ def _lines(error: ValidationError, root: type[BaseModel], prefix: str = "") -> l
     lines = []
     for detail in error.errors():
         *parents, last = detail["loc"] or ("",)
-        key = prefix + ".".join(map(str, detail["loc"]))
+        shown = (
+            detail["loc"][:1] + detail["loc"][2:] if detail["loc"][:1] == ("data",) else detail["loc"]
+        )  # not its kind
+        key = prefix + ".".join(map(str, shown))
         if detail["type"] == "extra_forbidden":
             lines.append(f"{key} = {detail['input']!r}: unknown key{_suggestion(str(last), _fields(root, parents))}")
         elif detail["type"] == "missing":
@@ -479,8 +485,13 @@ def _fields(root: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     for part in location:
         models = [kind.model_fields[part].annotation for kind in kinds if _is_model(kind) and part in kind.model_fields]
         entries = [entry for kind in kinds if not _is_model(kind) for entry in get_args(kind)]
-        kinds = models + entries
+        kinds = models + [entry for entry in entries if not _is_model(entry) or part in _tags(entry, part)]
     return [name for kind in kinds if _is_model(kind) for name in kind.model_fields]
+
+
+def _tags(model: type[BaseModel], part: str | int) -> tuple[Any, ...]:
+    """What a place in a union of models is called: the model's `kind`; models without one are at any place."""
+    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else (part,)
 
 
 def _is_model(kind: Any) -> bool:
