@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from splam.data.coco import SIZE, coco_images, draw_prompts, load_coco, read_captions
+from splam.data.coco import SIZE, coco_images, coco_prompts, load_coco, read_captions
 from splam.data.laion import DataError
 from splam.params import CocoData
 
@@ -47,30 +47,30 @@ def test_images_are_the_centre_square(tmp_path, coco):
     assert (next(coco_images(type(coco)({1: tmp_path / "wide.png"}, {}), 50)) == 7).all()
 
 
-def test_seeded_draw_takes_one_caption_of_an_image_and_says_so(coco):
-    drawn = draw_prompts(coco, "coco30k", settings(), 30)
+def test_seeded_draw_takes_one_caption_of_every_image_and_says_so(coco):
+    drawn = coco_prompts(coco, "coco30k", settings())
     assert drawn.protocol == "coco30k-seeded-draw"
-    assert len(set(drawn.image_ids)) == 30
+    assert sorted(drawn.image_ids) == list(coco.images) != drawn.image_ids
     assert all(c in coco.captions[i] for c, i in zip(drawn.captions, drawn.image_ids, strict=True))
-    assert drawn == draw_prompts(coco, "coco30k", settings(), 30)
-    assert draw_prompts(coco, "coco30k", settings(), 10).captions == drawn.captions[:10]
-    assert drawn.captions != draw_prompts(coco, "coco30k", settings(seed=1), 30).captions
+    assert drawn == coco_prompts(coco, "coco30k", settings())
+    assert drawn.captions != coco_prompts(coco, "coco30k", settings(seed=1)).captions
 
 
-@pytest.mark.parametrize(
-    "name, text, ids",
-    [
-        ("list.txt", "a dog\n two  cats \n", None),
-        ("list.json", json.dumps(["a dog", "two cats"]), None),
-        ("list.csv", 'image_id,caption\n42,a dog\n49,"two cats"\n', [42, 49]),
-        ("list.tsv", "image_id\tcaption\n42\ta dog\n49\ttwo cats\n", [42, 49]),
-        ("list.csv", "caption\na dog\ntwo cats\n", None),
-    ],
-)
-def test_caption_lists_of_every_form(coco, tmp_path, name, text, ids):
-    (tmp_path / name).write_text(text)
-    prompts = draw_prompts(coco, "coco30k", settings(captions_30k=str(tmp_path / name)), 2)
-    assert (prompts.protocol, prompts.captions, prompts.image_ids) == ("coco30k", ["a dog", "two cats"], ids)
+@pytest.mark.parametrize("form", ["txt", "json", "csv", "tsv", "ids"])
+def test_caption_lists_of_every_form(coco, tmp_path, form):
+    pairs = [(coco.captions[i][1], i) for i in (49, 42)]
+    text = {
+        "txt": "".join(f" {caption.upper()}. \n" for caption, _ in pairs),
+        "json": json.dumps([caption for caption, _ in pairs]),
+        "csv": "image_id,caption\n" + "".join(f'{i},"{caption}"\n' for caption, i in pairs),
+        "tsv": "caption\n" + "".join(f"{caption}\n" for caption, _ in pairs),
+        "ids": "image_id,caption\n49,words of\n42,another hand\n",
+    }[form]
+    path = tmp_path / f"list.{form.replace('ids', 'csv')}"
+    path.write_text(text)
+    prompts = coco_prompts(coco, "coco30k", settings(captions_30k=str(path)))
+    assert (prompts.protocol, prompts.image_ids) == ("coco30k", [49, 42])
+    assert len(prompts.captions) == 2 and all(caption == caption.strip() for caption in prompts.captions)
 
 
 @pytest.mark.parametrize(
@@ -86,17 +86,18 @@ def test_caption_lists_of_every_form(coco, tmp_path, name, text, ids):
 def test_malformed_caption_lists_are_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=rf"{name}.*{message}"):
-        read_captions(tmp_path / name, "coco30k")
+        read_captions(tmp_path / name)
 
 
 def test_lists_that_do_not_fit_are_errors(coco, tmp_path):
     with pytest.raises(DataError, match="none.txt does not exist: correct data.coco.captions_30k"):
-        draw_prompts(coco, "coco30k", settings(captions_30k=str(tmp_path / "none.txt")), 2)
-    with pytest.raises(DataError, match="40 captions in the seeded draw, 41 are asked for"):
-        draw_prompts(coco, "coco5k", settings(), 41)
+        coco_prompts(coco, "coco30k", settings(captions_30k=str(tmp_path / "none.txt")))
+    (tmp_path / "other.txt").write_text(f"{coco.captions[42][0]}\na dog\n")
+    with pytest.raises(DataError, match="1 of 2 captions are of no image of val2014, the first is 'a dog'"):
+        coco_prompts(coco, "coco30k", settings(captions_30k=str(tmp_path / "other.txt")))
     (tmp_path / "other.csv").write_text("image_id,caption\n7,a dog\n")
-    with pytest.raises(DataError, match="names image 7, which val2017 does not have"):
-        draw_prompts(coco, "coco5k", settings(captions_5k=str(tmp_path / "other.csv")), 1)
+    with pytest.raises(DataError, match="1 of 1 captions are of no image of val2017"):
+        coco_prompts(coco, "coco5k", settings(captions_5k=str(tmp_path / "other.csv")))
 
 
 def test_missing_files_are_one_error_with_their_archives(coco_folder, tmp_path):

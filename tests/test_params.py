@@ -166,6 +166,8 @@ def test_command_writes_only_what_changed(conf, tmp_path, monkeypatch, capsys):
         ("data.resolution=1", "data.resolution = 1: unknown key; there are: kind, train_draws, test_draws, every$"),
         ("data.kind=coco", "data = .*'coco' .*does not match any of the expected tags: 'emoji', 'laion'"),
         ("data.train_draws=0", "data.train_draws = 0: .*greater than 0"),
+        ("runs.lcm.datasets=[unseen-small]", "runs.lcm.datasets: 'unseen-small' is measured wherever 'unseen' is"),
+        ("evaluation.baselines.ddim.datasets=[unseen-small]", "baselines.ddim.datasets: 'unseen-small' is measured"),
         ("matrix.runs=[a]", "matrix: derived, not to be set"),
         ("seed", "override 'seed' is not key=value"),
     ],

@@ -38,11 +38,11 @@ class Coco:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is drawn of a set. protocol: its name in results; image_ids: of the captions, None where not known."""
+    """What is drawn of a set: the protocol's name in results, captions, and the ids of the images they describe."""
 
     protocol: str
     captions: list[str]
-    image_ids: list[int] | None
+    image_ids: list[int]
 
 
 def load_coco(folder: Path, split: str) -> Coco:
@@ -79,34 +79,39 @@ def _missing(folder: Path, split: str, names: list[str], images_too: bool = Fals
     )
 
 
-def draw_prompts(coco: Coco, name: str, settings: CocoData, count: int) -> Prompts:
-    """The first `count` captions of protocol "coco30k" or "coco5k": of the list that settings name, or drawn by seed.
+def coco_prompts(coco: Coco, name: str, settings: CocoData) -> Prompts:
+    """All captions of protocol "coco30k" or "coco5k": the list that settings name, or a draw by seed.
 
-    The draw takes one caption of each of `count` images, in a random order. Raises DataError for too few captions.
+    The draw takes one caption of every image, in a random order. A list without image ids gets them from the captions
+    themselves, whatever their case, spaces and last full stop. Raises DataError for captions of another set.
     """
     file = settings.captions_30k if name == "coco30k" else settings.captions_5k
-    if file is not None:
-        found = read_captions(Path(file), name)
-    else:
+    if file is None:
         source = random.Random(f"{name}/{settings.seed}")
         described = [number for number, texts in coco.captions.items() if texts]
         ids = source.sample(described, len(described))
-        found = Prompts(f"{name}-seeded-draw", [source.choice(coco.captions[number]) for number in ids], ids)
-    if len(found.captions) < count:
+        return Prompts(f"{name}-seeded-draw", [source.choice(coco.captions[number]) for number in ids], ids)
+    captions, ids = read_captions(Path(file))
+    if ids is None:
+        owners = {_plain(text): number for number, texts in coco.captions.items() for text in texts}
+        ids = [owners.get(_plain(caption), -1) for caption in captions]
+    if strange := [c for c, number in zip(captions, ids, strict=True) if number not in coco.images]:
         raise DataError(
-            f"{name}: {len(found.captions):,} captions in {file or 'the seeded draw'}, {count:,} are asked for: lower "
-            "evaluation.images and evaluation.small_images, or give a longer list"
+            f"caption list {file}: {len(strange):,} of {len(captions):,} captions are of no image of {SPLITS[name]}, "
+            f"the first is {strange[0]!r}: give {SPLITS[name]}'s list, or its image ids in a column image_id"
         )
-    if unknown := set(found.image_ids or []) - coco.images.keys():
-        raise DataError(f"{file} names image {min(unknown)}, which {SPLITS[name]} does not have: is it another set's?")
-    ids = found.image_ids[:count] if found.image_ids is not None else None
-    return Prompts(found.protocol, found.captions[:count], ids)
+    return Prompts(name, captions, ids)
 
 
-def read_captions(path: Path, protocol: str) -> Prompts:
+def _plain(caption: str) -> str:
+    return " ".join(caption.casefold().split()).rstrip(". ")
+
+
+def read_captions(path: Path) -> tuple[list[str], list[int] | None]:
     """A caption list: .json (a list of captions), .csv or .tsv with columns caption and, if known, image_id, or text.
 
-    Text holds one caption a line. Raises DataError for a file that is missing, not of its form, or has empty captions.
+    Text holds one caption a line. Returns the captions and the image ids, None where there are none. Raises DataError
+    for a file that is missing, not of its form, or has empty captions.
     """
     if not path.is_file():
         raise DataError(f"caption list {path} does not exist: correct data.coco.captions_30k or captions_5k")
@@ -126,7 +131,7 @@ def read_captions(path: Path, protocol: str) -> Prompts:
         raise DataError(f"caption list {path} is not a list of captions ({error!r})") from None
     if empty := [i + 1 for i, caption in enumerate(captions) if not caption]:
         raise DataError(f"caption list {path} has {len(empty)} empty captions, the first is number {empty[0]}")
-    return Prompts(protocol, captions, ids)
+    return captions, ids
 
 
 def coco_images(coco: Coco, size: int, ids: list[int] | None = None, batch_size: int = 250) -> Iterator[np.ndarray]:
