@@ -10,13 +10,14 @@ INSTALLED := $(VENV)/.installed
 # dvc.yaml says `python`: this is the one.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test lint teacher lock lab clean-scratch
+.PHONY: help repro test lint teacher lock lab bench-gpu clean-scratch
 help:
 	@echo "make repro [PROFILE=$(PROFILE)]  compose conf/profile/PROFILE.yaml, run the pipeline, write reports/PROFILE"
 	@echo "make test                 run the tests"
 	@echo "make lint                 check the style of code and notebooks"
 	@echo "make lab                  open the notebooks"
 	@echo "make teacher              train the shipped tiny models again (the frozen stages)"
+	@echo "make bench-gpu            measure training at Stable Diffusion 1.5's size on this machine's GPU"
 	@echo "make lock                 compile requirements.in to requirements.txt"
 	@echo "make clean-scratch        drop the checkpoints of unfinished trainings"
 
@@ -50,6 +51,9 @@ lock: $(UV)
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab
+
+bench-gpu: $(INSTALLED)
+	$(BIN)/python -m benchmarks.train_throughput
 
 clean-scratch:
 	rm -rf build/scratch build/ipython

@@ -28,7 +28,7 @@ from splam.schedule import Schedule, ddim_grid
 BATCH = 50  # images; larger batches are slower on a CPU, where activations then leave the cache
 KID_SUBSETS = 10  # clean-fid's default, 100, costs more than drawing the images of the tiny world
 NEIGHBOURS = 3  # k of precision and recall, as in Kynkäänniemi et al. (2019)
-ROWS = 1000  # rows of a distance matrix held at a time
+ROWS = 1000  # rows of a distance matrix, or images in single precision, held at a time
 LITE0_SIZE, INCEPTION_SIZE = 64, 299  # pixels that the feature networks are fed
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -351,8 +351,11 @@ def paired_distance(images_a: np.ndarray, images_b: np.ndarray) -> float:
         _check_images(images)
     if images_a.shape != images_b.shape:
         raise ValueError(f"images are {images_a.shape} and {images_b.shape}: pairs need the same shape")
-    difference = (images_a.astype(np.float32) - images_b.astype(np.float32)) / 255
-    return float(np.sqrt(np.square(difference).mean((1, 2, 3))).mean())
+    distances = []
+    for rows in range(0, len(images_a), ROWS):
+        a, b = (images[rows : rows + ROWS].astype(np.float32) for images in (images_a, images_b))
+        distances.append(np.sqrt(np.square((a - b) / 255).mean((1, 2, 3))))
+    return float(np.concatenate(distances).mean())
 
 
 @dataclass(frozen=True)
@@ -489,6 +492,26 @@ def array_hash(array: np.ndarray) -> str:
     """16 hexadecimal digits that identify an array by shape, dtype and content, to name a reference set."""
     if array.dtype.hasobject:
         raise TypeError(f"an array of dtype {array.dtype} holds pointers: convert it (captions: np.array(captions))")
-    digest = hashlib.sha256(f"{array.shape} {array.dtype.str} ".encode())
-    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    return digest.hexdigest()[:16]
+    running = RunningHash(len(array))
+    running.update(array)
+    return running.digits()
+
+
+class RunningHash:
+    """`array_hash` of an array of `count` rows that is seen a few rows at a time."""
+
+    def __init__(self, count: int):
+        self.count, self.rows, self.state = count, 0, None
+
+    def update(self, array: np.ndarray) -> None:
+        """Take in the next rows (n, ...), all of one shape and dtype."""
+        if self.state is None:
+            self.state = hashlib.sha256(f"{(self.count, *array.shape[1:])} {array.dtype.str} ".encode())
+        self.state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        self.rows += len(array)
+
+    def digits(self) -> str:
+        """The hash. Raises ValueError where not all rows were seen."""
+        if self.state is None or self.rows != self.count:
+            raise ValueError(f"{self.rows} rows were hashed, not the {self.count} that were announced")
+        return self.state.hexdigest()[:16]

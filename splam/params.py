@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
@@ -83,10 +83,15 @@ class World(Strict):
 
 
 class Teacher(Strict):
-    """What is distilled: "tiny" (the shipped models) or a diffusers Stable Diffusion pipeline."""
+    """What is distilled: "tiny" (the shipped models) or a diffusers Stable Diffusion (1, 2 or XL) pipeline.
 
-    source: str = Field(description='"tiny", a hub id, or a local folder with model_index.json')
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    The weights are float32; dtype is what its UNet's calls are autocast to. The prediction type and the betas are read
+    from its scheduler.
+    """
+
+    source: str = Field(min_length=1, description='"tiny", a hub id, or a local folder with model_index.json')
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    licence: str | None = Field(None, description="of its weights, for the cards of the students made from it")
 
 
 class EmojiData(Strict):
@@ -96,6 +101,34 @@ class EmojiData(Strict):
     train_draws: PositiveInt
     test_draws: int = Field(ge=1, le=9)
     every: PositiveInt = Field(1, description="use one glyph in `every`")
+
+
+class CocoData(Strict):
+    """COCO's validation sets: what the unseen images of the tables at Stable Diffusion's size are (splam.data.coco)."""
+
+    folder: str = Field(description="holds annotations/, val2014/ and val2017/ as cocodataset.org packs them")
+    captions_30k: str | None = Field(None, description="a caption list for coco30k; without one, a seeded draw")
+    captions_5k: str | None = Field(None, description="the same for coco5k")
+    seed: int = Field(0, description="of the draw of one caption an image")
+    image_size: PositiveInt = Field(256, description="pixels at which images are measured; 256 is the protocol's")
+
+
+class LaionData(Strict):
+    """Captioned images in webdataset shards, to train on and for a test split of our own (splam.data.laion)."""
+
+    kind: Literal["laion"]
+    shards: list[str] = Field(min_length=1, description="paths, globs, brace patterns, URLs or pipe: commands")
+    resolution: PositiveInt = Field(description="pixels of the square images that are trained on")
+    crop: Literal["center", "random"] = "center"
+    workers: int = Field(4, ge=0, description="reading processes of each rank; 0 reads in the training process")
+    shuffle_buffer: PositiveInt = Field(1000, description="encoded samples that each worker holds to draw from")
+    max_broken_share: float = Field(0.01, ge=0, le=1, description="of broken images, missing captions, cut shards")
+    held_out_share: float = Field(0.01, gt=0, lt=1, description="of the samples, by hash of their keys")
+    test_images: PositiveInt = Field(description="captions drawn from the test split; as many more are references")
+    coco: CocoData
+
+
+Data = Annotated[EmojiData | LaionData, Field(discriminator="kind")]
 
 
 class Trajectories(Strict):
@@ -112,8 +145,9 @@ class Trajectories(Strict):
 class Training(Strict):
     """Hyperparameters of a distillation that methods in one comparison share (method.md, Alg. 1)."""
 
-    iterations: PositiveInt
-    batch_size: PositiveInt = Field(description="per process")
+    iterations: PositiveInt = Field(description="optimizer steps")
+    batch_size: PositiveInt = Field(description="of one forward pass of one process")
+    accumulation: PositiveInt = Field(1, description="forward passes of each process that make one optimizer step")
     learning_rate: PositiveFloat
     warmup: int = Field(ge=0, description="iterations of linear warm-up")
     schedule: Literal["constant", "linear"] = Field("constant", description="after the warm-up; linear ends at 0")
@@ -122,8 +156,18 @@ class Training(Strict):
     ema_decay: float = Field(ge=0, lt=1, description="mu")
     loss: Literal["l2", "huber", "pseudo_huber"]
     huber_c: PositiveFloat = 1e-3
-    bf16: bool
+    bf16: bool = Field(description="autocast the networks' calls; weights, schedule and averages stay float32")
     processes: PositiveInt = 1
+    sharding: Literal["none", "fsdp"] = Field("none", description="fsdp spreads the networks over the processes")
+    gradient_checkpointing: bool = False
+    compile: bool = Field(False, description="torch.compile of the student's, the target's and the teacher's UNet")
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    source: Literal["cached", "online", "latents"] = Field(
+        "cached", description="sub-paths from the trajectory cache, from images, or from latents computed once"
+    )
+    latents: Literal["mean", "sample"] = Field(
+        "sample", description="of E(x), where images are encoded online; LCM's scripts take a sample"
+    )
     checkpoint_seconds: PositiveFloat
     keep_checkpoints: PositiveInt = 2
     short_ends: Literal["clamped", "strict"] = "clamped"
@@ -136,6 +180,14 @@ class Training(Strict):
     lcm_star_scales: tuple[float, float] = (2.0, 14.0)
     snapshots: list[PositiveInt] = Field([], description="iterations whose target network is kept for Fig. 2b")
 
+    @property
+    def global_batch(self) -> int:
+        """Samples of one optimizer step, over all processes that `processes` counts."""
+        return self.batch_size * self.accumulation * self.processes
+
+
+Dataset = Literal["unseen", "unseen-small", "seen"]
+
 
 class Run(Strict):
     """One distillation: what sets it apart from the others."""
@@ -147,7 +199,7 @@ class Run(Strict):
     input_scaling: Literal["raw", "unit_variance"] = "raw"
     gamma_conditioning: Literal["embedding", "equal_snr_time"] = "embedding"
     seeds: list[int] = [0]
-    datasets: list[Literal["unseen", "seen"]] = ["unseen"]
+    datasets: list[Dataset] = ["unseen"]
     training: dict[str, Any] = Field({}, description="overrides of the training section")
 
 
@@ -157,7 +209,7 @@ class Baseline(Strict):
     scheduler: Literal["ddim", "dpmsolver", "dpmsolver++", "unipc"]
     steps: list[PositiveInt]
     guidance_scales: list[float]
-    datasets: list[Literal["unseen", "seen"]] = ["unseen"]
+    datasets: list[Dataset] = ["unseen"]
 
 
 class Evaluation(Strict):
@@ -229,7 +281,7 @@ class Params(Strict):
     seed: int
     world: World
     teacher: Teacher
-    data: EmojiData
+    data: Data
     trajectories: Trajectories
     training: Training
     runs: dict[str, Run]
@@ -244,7 +296,8 @@ class Params(Strict):
     def _agree(self) -> Params:
         """Parts that are each valid but do not go together are errors that name them."""
         errors = [line for name in self.runs for line in _run_errors(self, name)] + _reference_errors(self)
-        if self.evaluation.small_images > self.evaluation.images:
+        errors += _dataset_errors(self)
+        if self.data.kind == "emoji" and self.evaluation.small_images > self.evaluation.images:
             errors.append(
                 f"evaluation.small_images = {self.evaluation.small_images} are drawn from the first "
                 f"evaluation.images = {self.evaluation.images}: there are fewer"
@@ -288,7 +341,8 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 def compose(name: str, conf: Path = CONF, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Profile `name` with what it `extends`, `a.b=c` overrides and the derived sections, as params.yaml holds it.
 
-    Dicts merge, lists replace, and a key set to null is taken out. Raises ParamsError.
+    Dicts merge (but for one of another `kind`, which replaces), lists replace, and a key set to null is taken out.
+    Raises ParamsError.
     """
     content = _extended(name, conf)
     for override in overrides:
@@ -333,7 +387,9 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         if value is None:
             merged.pop(key, None)
         elif isinstance(value, dict):
-            merged[key] = _merge(merged[key] if isinstance(merged.get(key), dict) else {}, value)
+            old = merged[key] if isinstance(merged.get(key), dict) else {}
+            other = value.get("kind", old.get("kind")) != old.get("kind")  # another kind of data has other keys
+            merged[key] = _merge({} if other else old, value)
         else:
             merged[key] = value
     return merged
@@ -377,7 +433,7 @@ def _run_errors(params: Params, name: str) -> list[str]:
         f"runs.{name}: snapshot {i} is after the last iteration, {training.iterations}"
         for i in training.snapshots
         if i > training.iterations
-    ]
+    ] + _scale_errors(f"runs.{name}", run, training)
     steps = run.skip / cache.solver_skip
     if not run.multiple_estimation or steps == 1:
         return errors
@@ -386,7 +442,9 @@ def _run_errors(params: Params, name: str) -> list[str]:
             f"runs.{name}.skip = {run.skip}: with multiple_estimation it must be a multiple of "
             f"trajectories.solver_skip = {cache.solver_skip}"
         )
-    elif steps > cache.steps:
+    if training.source != "cached":
+        return errors
+    if steps == int(steps) and steps > cache.steps:
         errors.append(
             f"runs.{name}.skip = {run.skip} takes {steps:g} solver steps of {cache.solver_skip}: "
             f"trajectories.steps = {cache.steps} is too few"
@@ -396,6 +454,22 @@ def _run_errors(params: Params, name: str) -> list[str]:
             f"runs.{name}.guidance_scale = {run.guidance_scale:g}: with multiple_estimation over several solver steps "
             f"it must be one of trajectories.guidance_scales = {[*map('{:g}'.format, cache.guidance_scales)]}"
         )
+    return errors
+
+
+def _scale_errors(key: str, run: Run, training: Training) -> list[str]:
+    """Choices of how a run is spread over processes and memory that do not go together, a line each."""
+    errors = []
+    if run.method == "splam" and training.condition_width % 2:
+        errors.append(f"{key}: training.condition_width = {training.condition_width} must be even (sines and cosines)")
+    if training.sharding != "fsdp":
+        return errors
+    if run.method == "lcm_lora":
+        errors.append(f"{key}: training.sharding = fsdp is not for method lcm_lora, whose adapter is small: set none")
+    if training.optimizer == "adamw_8bit":
+        errors.append(f"{key}: training.optimizer = adamw_8bit keeps no sharded state: set adamw, or sharding = none")
+    if training.processes == 1:
+        errors.append(f"{key}: training.sharding = fsdp needs training.processes of 2 or more, there is 1")
     return errors
 
 
@@ -414,6 +488,19 @@ def _reference_errors(params: Params) -> list[str]:
     errors = [line for key, names in runs.items() for line in _unknown(key, names, "run", params.runs)]
     baselines = params.evaluation.baselines
     return errors + _unknown("pictures.gallery_baselines", pictures.gallery_baselines, "baseline", baselines)
+
+
+def _dataset_errors(params: Params) -> list[str]:
+    """Where the small set is a part of the unseen one, it cannot be asked for; a line each."""
+    if params.data.kind != "emoji":
+        return []
+    asked = {f"runs.{name}": run.datasets for name, run in params.runs.items()}
+    asked |= {f"evaluation.baselines.{name}": b.datasets for name, b in params.evaluation.baselines.items()}
+    return [
+        f"{key}.datasets: 'unseen-small' is measured wherever 'unseen' is: take it out"
+        for key, datasets in asked.items()
+        if "unseen-small" in datasets
+    ]
 
 
 def _unknown(key: str, names: list[str], what: str, known: dict[str, Any]) -> list[str]:
@@ -437,7 +524,10 @@ def _lines(error: ValidationError, root: type[BaseModel], prefix: str = "") -> l
     lines = []
     for detail in error.errors():
         *parents, last = detail["loc"] or ("",)
-        key = prefix + ".".join(map(str, detail["loc"]))
+        shown = (
+            detail["loc"][:1] + detail["loc"][2:] if detail["loc"][:1] == ("data",) else detail["loc"]
+        )  # not its kind
+        key = prefix + ".".join(map(str, shown))
         if detail["type"] == "extra_forbidden":
             lines.append(f"{key} = {detail['input']!r}: unknown key{_suggestion(str(last), _fields(root, parents))}")
         elif detail["type"] == "missing":
@@ -455,8 +545,13 @@ def _fields(root: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     for part in location:
         models = [kind.model_fields[part].annotation for kind in kinds if _is_model(kind) and part in kind.model_fields]
         entries = [entry for kind in kinds if not _is_model(kind) for entry in get_args(kind)]
-        kinds = models + entries
+        kinds = models + [entry for entry in entries if not _is_model(entry) or part in _tags(entry, part)]
     return [name for kind in kinds if _is_model(kind) for name in kind.model_fields]
+
+
+def _tags(model: type[BaseModel], part: str | int) -> tuple[Any, ...]:
+    """What a place in a union of models is called: the model's `kind`; models without one are at any place."""
+    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else (part,)
 
 
 def _is_model(kind: Any) -> bool:

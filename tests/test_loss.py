@@ -17,8 +17,8 @@ POINT = 0.7  # all data, in the tests where there is one
 
 @pytest.fixture
 def one_point(schedule, generator):
-    """Sub-paths of k = 100 of data that are a single point: DDIM is exact on them."""
-    t = torch.tensor([19, 119, 499, 799, 999])
+    """Sub-paths of k = 100 of data that are a single point: DDIM is exact on them. None ends near 0, where F is z."""
+    t = torch.tensor([219, 319, 499, 799, 999])
     s = path_end(t, 100)
     z_t = schedule.alpha(t) * POINT + schedule.sigma(t) * torch.randn(5, 2, 4, 4, generator=generator).double()
     epsilon = (z_t - schedule.alpha(t) * POINT) / schedule.sigma(t)
@@ -146,3 +146,21 @@ def test_distances_by_hand():
     assert loss.distance(a, b, "pseudo_huber", 0) == pytest.approx((25 + c**2) ** 0.5 - c)
     with pytest.raises(ValueError, match="'l1': choose l2, huber or pseudo_huber"):
         loss.distance(a, b, "l1", 0)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.35, 1.0])
+def test_a_v_student_between_the_ends_of_a_path(schedule, one_point, generator, gamma):
+    """f = (alpha z - sigma v) / (alpha^2 + sigma^2) with sigma = sigma(gamma, t)."""
+    t, s = one_point.t, one_point.s
+    g = torch.full((5,), gamma, dtype=torch.float64).view(-1, 1, 1, 1)
+    alpha = schedule.alpha(t)
+    sigma = sub_path_sigma(g, schedule.ratio(t, s), schedule.sigma(t), schedule.sigma(s))
+    z, v = (torch.randn(5, 2, 4, 4, generator=generator).double() for _ in range(2))
+    objective = loss.Objective(schedule, "v_prediction")
+    output = loss.consistency_function(lambda *_: v, z, t, g.flatten(), alpha, sigma, objective)
+    x0 = (alpha * z - sigma * v) / (alpha**2 + sigma**2)
+    c_skip = 0.25 / ((10 * t.double()) ** 2 + 0.25)
+    c_out = 10 * t.double() / ((10 * t.double()) ** 2 + 0.25).sqrt()
+    expected = c_skip.view(-1, 1, 1, 1) * z + c_out.view(-1, 1, 1, 1) * x0
+    torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(alpha**2 + sigma**2, torch.ones_like(alpha)) == (gamma == 1)

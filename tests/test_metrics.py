@@ -425,3 +425,22 @@ def test_array_hash_sees_content_shape_and_dtype():
     assert metrics.array_hash(np.array(["ab", "cat"])) != metrics.array_hash(np.array(["ab", "cot"]))
     with pytest.raises(TypeError, match="holds pointers"):
         metrics.array_hash(np.array([{}], dtype=object))
+
+
+def test_running_hash_is_that_of_the_whole_array():
+    images = np.arange(60, dtype=np.uint8).reshape(5, 2, 2, 3)
+    running = metrics.RunningHash(5)
+    for rows in (slice(2), slice(2, 5)):
+        running.update(images[rows])
+    assert running.digits() == metrics.array_hash(images)
+    short = metrics.RunningHash(6)
+    short.update(images)
+    with pytest.raises(ValueError, match="5 rows were hashed, not the 6"):
+        short.digits()
+
+
+def test_paired_distance_of_many_images_is_that_of_all(monkeypatch):
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 7, 4, 4, 3), np.uint8)
+    whole = metrics.paired_distance(a, b)
+    monkeypatch.setattr(metrics, "ROWS", 3)
+    assert metrics.paired_distance(a, b) == whole

@@ -21,18 +21,9 @@ RECIPE = dict(
     seed=0,
     checkpoint_seconds=60,
 )
-CARD = dict(features="efficientnet_lite0", images=4, samplers=["ddim"], guidance_scales=[3], steps=[1, 2], bf16=False)
-BASE = {
-    "world": {
-        "latent_channels": 4,
-        "text_tokens": 8,
-        "vae": RECIPE,
-        "decoder": RECIPE,
-        "unet": RECIPE,
-        "clip": RECIPE,
-        "card": CARD,
-    }
-}
+CARD = dict(features="efficientnet_lite0", images=4, samplers=["ddim"], guidance_scales=[3], steps=[1], bf16=False)
+MODELS = {"vae": RECIPE, "decoder": RECIPE, "unet": RECIPE, "clip": RECIPE}
+BASE = {"world": {"latent_channels": 4, "text_tokens": 8, **MODELS, "card": CARD}}
 PROFILE = {
     "extends": "base",
     "description": "as small as can be",
@@ -171,6 +162,12 @@ def test_command_writes_only_what_changed(conf, tmp_path, monkeypatch, capsys):
         ("pictures.gallery=[x]", "pictures.gallery: there is no run 'x'"),
         ("pictures.gallery_baselines=[dim]", r"there is no baseline 'dim'; did you mean 'ddim'\?"),
         ("evaluation.small_images=5", "evaluation.small_images = 5 are drawn from the first evaluation.images = 4"),
+        ("data.train_drows=1", r"data.train_drows = 1: unknown key; did you mean 'train_draws'\?"),
+        ("data.resolution=1", "data.resolution = 1: unknown key; there are: kind, train_draws, test_draws, every$"),
+        ("data.kind=coco", "data = .*'coco' .*does not match any of the expected tags: 'emoji', 'laion'"),
+        ("data.train_draws=0", "data.train_draws = 0: .*greater than 0"),
+        ("runs.lcm.datasets=[unseen-small]", "runs.lcm.datasets: 'unseen-small' is measured wherever 'unseen' is"),
+        ("evaluation.baselines.ddim.datasets=[unseen-small]", "baselines.ddim.datasets: 'unseen-small' is measured"),
         ("matrix.runs=[a]", "matrix: derived, not to be set"),
         ("seed", "override 'seed' is not key=value"),
     ],
@@ -178,6 +175,33 @@ def test_command_writes_only_what_changed(conf, tmp_path, monkeypatch, capsys):
 def test_every_mistake_is_named(conf, override, message):
     with pytest.raises(ParamsError, match=message):
         compose("small", conf, [override])
+
+
+LAION = dict(kind="laion", shards=["a.tar"], resolution=512, test_images=10, coco={"folder": "coco"})
+
+
+def test_data_of_another_kind_replaces_the_first(conf):
+    (conf / "sd.yaml").write_text(yaml.safe_dump({"extends": "small", "data": LAION}))
+    data = compose("sd", conf, ["data.workers=2", "data.coco.seed=5"])["data"]
+    assert "train_draws" not in data and (data["kind"], data["workers"], data["crop"]) == ("laion", 2, "center")
+    assert data["coco"] == {"folder": "coco", "seed": 5, "image_size": 256}
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("data.shrads=[b]", r"data.shrads = \['b'\]: unknown key; did you mean 'shards'\?"),
+        ("data.coco.floder=x", r"data.coco.floder = 'x': unknown key; did you mean 'folder'\?"),
+        ("data.shards=[]", r"data.shards = \[\]: .*at least 1 item"),
+        ("data.held_out_share=0", "data.held_out_share = 0: .*greater than 0"),
+        ("data.crop=left", "data.crop = 'left': .*'center' or 'random'"),
+        ("data.resolution=null", "data.resolution: missing"),
+    ],
+)
+def test_mistakes_in_laion_data_are_named(conf, override, message):
+    (conf / "sd.yaml").write_text(yaml.safe_dump({"extends": "small", "data": LAION}))
+    with pytest.raises(ParamsError, match=message):
+        compose("sd", conf, [override])
 
 
 def test_all_mistakes_are_told_at_once(conf):
@@ -206,3 +230,35 @@ def test_profiles_that_cannot_be_composed(conf):
 def test_params_that_are_not_there(tmp_path):
     with pytest.raises(ParamsError, match="there is no .*params.yaml; compose it by `python -m splam.params PROFILE`"):
         load_params(tmp_path / "params.yaml")
+
+
+FSDP = "training.sharding=fsdp"
+LORA = "runs.lcm.method=lcm_lora"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([FSDP], "runs.lcm: training.sharding = fsdp needs training.processes of 2 or more, there is 1"),
+        ([FSDP, "training.processes=2", LORA], "runs.lcm: training.sharding = fsdp is not for method lcm_lora"),
+        ([FSDP, "training.processes=2", "training.optimizer=adamw_8bit"], "adamw_8bit keeps no sharded state"),
+        (["training.condition_width=7"], "runs.splam-k100: training.condition_width = 7 must be even"),
+        (["training.accumulation=0"], "training.accumulation = 0: .*greater than 0"),
+        (["training.source=disk"], "training.source = disk: .*'cached', 'online' or 'latents'"),
+        (["training.optimizer=sgd"], "training.optimizer = sgd: .*'adamw' or 'adamw_8bit'"),
+        (["teacher.dtype=float16"], "teacher.dtype = float16: .*'float32' or 'bfloat16'"),
+        (["training.source=online", "runs.splam-k100.skip=50"], "must be a multiple of trajectories.solver_skip = 20"),
+    ],
+)
+def test_choices_of_scale_that_do_not_go_together_are_named(conf, overrides, message):
+    with pytest.raises(ParamsError, match=message):
+        compose("small", conf, overrides)
+
+
+def test_online_paths_need_no_cache_of_their_guidance_scale_or_length(conf):
+    compose("small", conf, ["training.source=online", "runs.splam-k100.skip=200", "runs.splam-k100.guidance_scale=5"])
+
+
+def test_a_global_batch_counts_processes_and_micro_batches(conf):
+    overrides = ["training.accumulation=3", "training.processes=4", FSDP]
+    assert params.Params.model_validate(compose("small", conf, overrides)).training.global_batch == 2 * 3 * 4

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from splam import train
+from splam import batches, train
 from splam.data import emoji
 from splam.params import Params, ResolvedRun, compose, load_params, resolve, write_params
 from splam.solver import TrajectoryCache
@@ -62,7 +62,7 @@ def paths(tmp_path_factory, teacher, data) -> TrajectoryCache:
 
 
 def trained(teacher, paths, resolved, folder: Path) -> list[float]:
-    source = train.CachedPaths(paths, resolved, teacher)
+    source = batches.CachedPaths(paths, resolved, teacher)
     return train.train(resolved, teacher, source, folder / "scratch", folder / "out")
 
 
@@ -123,7 +123,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(teacher, paths, tmp_path, mo
 
 def test_runs_share_their_draws(teacher, paths):
     """LCM and SPLAM of one seed see the same trajectories in the same order; gamma is 1 for LCM."""
-    lcm, splam = (train.CachedPaths(paths, resolved_run(m), teacher).batch(3, 0, 1) for m in ("lcm", "splam"))
+    lcm, splam = (batches.CachedPaths(paths, resolved_run(m), teacher).batch(3, 0, 1) for m in ("lcm", "splam"))
     torch.testing.assert_close(lcm.paths.z_t, splam.paths.z_t, rtol=0, atol=0)
     assert (lcm.gamma == 1).all() and (splam.gamma < 1).all()
 
@@ -132,14 +132,14 @@ def test_ranks_split_one_global_batch(teacher, paths):
     """Two processes with batches of 4 see what one process with a batch of 8 sees."""
     resolved = resolved_run("splam")
     double = dataclasses.replace(resolved, training=resolved.training.model_copy(update={"batch_size": 8}))
-    whole = train.CachedPaths(paths, double, teacher).batch(1, 0, 1)
-    halves = [train.CachedPaths(paths, resolved, teacher).batch(1, rank, 2) for rank in range(2)]
+    whole = batches.CachedPaths(paths, double, teacher).batch(1, 0, 1)
+    halves = [batches.CachedPaths(paths, resolved, teacher).batch(1, rank, 2) for rank in range(2)]
     torch.testing.assert_close(torch.cat([h.paths.z_t for h in halves]), whole.paths.z_t, rtol=0, atol=0)
     torch.testing.assert_close(torch.cat([h.gamma for h in halves]), whole.gamma, rtol=0, atol=0)
 
 
 def test_every_draw_is_used_before_one_is_used_again():
-    rows = torch.cat([train.batch_rows(i, 4, 10, seed=0) for i in range(5)])
+    rows = torch.cat([batches.batch_rows(i, 4, 10, seed=0) for i in range(5)])
     assert sorted(rows[:10].tolist()) == sorted(rows[10:].tolist()) == list(range(10))
     assert rows[:10].tolist() != rows[10:].tolist()
 
@@ -190,7 +190,7 @@ def test_an_empty_pool_is_named(teacher, paths):
         resolved, training=strict, run=resolved.run.model_copy(update={"skip": 2000, "multiple_estimation": False})
     )
     with pytest.raises(ValueError, match="no cached draw starts at a time that short_ends = 'strict' allows"):
-        train.CachedPaths(paths, resolved, teacher)
+        batches.CachedPaths(paths, resolved, teacher)
 
 
 def test_params_of_the_repository_are_the_composed_default():

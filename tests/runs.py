@@ -1,0 +1,50 @@
+"""Small runs for tests of training, and a fake stream of images."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from splam.params import ResolvedRun, Run, Training, Trajectories
+
+SETTINGS = Trajectories(guidance_scales=[3], draws=1, steps=5, batch_size=1, empty_captions=0.25)
+
+
+def small_run(method: str = "splam", skip: int = 40, seed: int = 5, **training) -> ResolvedRun:
+    """A run with multiple estimation of k = 40, a global batch of 4, and whatever else is asked for."""
+    run = Run(method=method, guidance_scale=3, skip=skip, multiple_estimation=True, input_scaling="unit_variance")
+    settings = {
+        "iterations": 4,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "warmup": 0,
+        "weight_decay": 0.0,
+        "gradient_norm": 1.0,
+        "ema_decay": 0.9,
+        "loss": "huber",
+        "bf16": False,
+        "checkpoint_seconds": 60,
+        "condition_width": 8,
+        "lora_rank": 2,
+        "source": "online",
+    }
+    return ResolvedRun("run-s0", "run", seed, run, Training(**{**settings, **training}))
+
+
+@dataclass
+class FakeStream:
+    """Batch number n of random images and captions that name it; `entered` is where it was entered."""
+
+    size: int
+    pixels: int = 32
+    last: int = 10_000
+    entered: list[int] = field(default_factory=list)
+
+    def batches(self, start=0):
+        self.entered.append(start)
+        for number in range(start, self.last):
+            # Sample i of the line is the same however it is cut into batches.
+            places = range(number * self.size, (number + 1) * self.size)
+            images = [
+                torch.rand(3, self.pixels, self.pixels, generator=torch.Generator().manual_seed(i)) for i in places
+            ]
+            yield torch.stack(images) * 2 - 1, [f"image {i}" for i in places]
