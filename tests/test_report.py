@@ -193,3 +193,15 @@ def test_the_notebook_is_clean_and_its_cells_are_short():
     tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
     assert all(name in tagged[0].source for name in ("profile", "reports", "samples"))
+
+
+def test_readme_shows_the_report_in_git():
+    """README's results are the tiny report's, unedited (`python -m splam.report tiny --readme README.md`)."""
+    readme = Path("README.md").read_text()
+    assert f"{report.README_START}\n\n{report.readme_block(Path('reports/tiny'))}\n\n{report.README_END}" in readme
+
+
+def test_a_readme_without_markers_is_named(tmp_path, folder):
+    (tmp_path / "README.md").write_text("no markers here")
+    with pytest.raises(ValueError, match="README.md has no lines <!-- results: start -->"):
+        report.update_readme(tmp_path / "README.md", folder)
