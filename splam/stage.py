@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import ctypes
 import os
 import re
 import signal
@@ -28,6 +27,8 @@ from typing import Any, TextIO
 
 import yaml
 
+from splam import warm
+
 ROOT = Path(__file__).resolve().parents[1]
 EXECUTED = Path("build/executed")
 KERNEL_ENVIRONMENT = {
@@ -35,6 +36,9 @@ KERNEL_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "MPLBACKEND": "agg",
     "IPYTHONDIR": str(ROOT / "build/ipython"),  # not the user's own start-up files and history
+    "DIFFUSERS_VERBOSITY": "error",  # the tiny text encoder is a BertModel, which diffusers warns of at every load
+    "TRANSFORMERS_VERBOSITY": "error",
+    "PYTHONWARNINGS": "ignore:IProgress not found",  # progress bars are text here, on purpose
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # silences the debugger's warning about frozen modules
 }
 KERNEL_OPTIONS = [
@@ -47,7 +51,6 @@ KERNEL_OPTIONS = [
 SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "fish"}
 TAIL = 20  # lines of output or traceback quoted in an error
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-LIBC = ctypes.CDLL(None)
 
 
 class StageError(Exception):
@@ -199,12 +202,7 @@ def _kernel_manager_class() -> type:
     from jupyter_client.kernelspec import KernelSpec
     from traitlets import default
 
-    start = (
-        "import os, signal; from splam.stage import die_with_parent;"
-        "die_with_parent(signal.SIGKILL, int(os.environ['JPY_PARENT_PID']));"
-        "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
-    )
-    command = [sys.executable, "-c", start, "-f", "{connection_file}", *KERNEL_OPTIONS]
+    command = warm.command("ipykernel_launcher", "-f", "{connection_file}", *KERNEL_OPTIONS)
     spec = KernelSpec(**{**get_kernel_dict(), "argv": command, "env": KERNEL_ENVIRONMENT})
 
     class OwnKernelManager(AsyncKernelManager):
@@ -235,8 +233,10 @@ def launch(module: str, *arguments: str, processes: int = 1) -> None:
     sent SIGTERM when this process ends, however it ends (on Linux). Raises RuntimeError with the command and its
     last lines if it fails.
     """
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    command = [sys.executable, "-m", *(torchrun if processes > 1 else []), module, *arguments]
+    command = warm.command(module, *arguments)
+    if processes > 1:
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command = [sys.executable, "-m", *torchrun, "-m", module, *arguments]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -244,7 +244,7 @@ def launch(module: str, *arguments: str, processes: int = 1) -> None:
         stdin=subprocess.DEVNULL,
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),
+        preexec_fn=partial(warm.die_with_parent, signal.SIGTERM, os.getpid()),
     )
     try:
         tail = ""
@@ -257,7 +257,8 @@ def launch(module: str, *arguments: str, processes: int = 1) -> None:
         _end(process)
     if code:
         lines = [line for line in re.split(r"[\r\n]+", tail) if line.strip()][-TAIL:]
-        raise RuntimeError("\n".join([f"`{' '.join(command)}` exited with {code}; its last lines:", *lines]))
+        shown = " ".join(["python", "-m", *command[command.index(module) :]])
+        raise RuntimeError("\n".join([f"`{shown}` exited with {code}; its last lines:", *lines]))
 
 
 def _pieces(stream: Any) -> Iterator[str]:
@@ -278,19 +279,11 @@ def _end(process: subprocess.Popen) -> None:
     process.stdout.close()
 
 
-def die_with_parent(signal_number: int, parent: int | None = None) -> None:
-    """Ask the kernel to send this process a signal when its parent ends, even by SIGKILL (Linux only).
+def _belong_to_dvc() -> None:
+    """Under DVC, end when it ends: killed, it would leave its stages (its children, or its shell's) running.
 
-    parent: the process id that the parent had; if it is gone already, this process exits at once.
+    All stages of one dvc process share a warm server.
     """
-    if sys.platform == "linux":
-        LIBC.prctl(1, int(signal_number))  # PR_SET_PDEATHSIG
-    if parent is not None and os.getppid() != parent:
-        os._exit(1)
-
-
-def _end_with_dvc() -> None:
-    """Under DVC, end when it ends: killed, it would leave its stages (its children, or its shell's) running."""
     if "DVC_STAGE" not in os.environ:
         return
     import psutil
@@ -309,6 +302,8 @@ def _end_with_dvc() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    if sys.platform == "linux":
+        os.environ[warm.VARIABLE] = str(warm.start_server(parents[-1], KERNEL_ENVIRONMENT))
 
 
 def default_out(notebook: Path, parameters: dict[str, Any]) -> Path:
@@ -324,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("assignments", nargs="*", metavar="name=value", help="identifiers for the `parameters` cell")
     parser.add_argument("--out", type=Path, help="default: build/executed/NOTEBOOK[-VALUE].ipynb")
     options = parser.parse_intermixed_args(arguments)
-    _end_with_dvc()
+    _belong_to_dvc()
     start = time.monotonic()
     label = " ".join([options.notebook.stem, *options.assignments])
     try:

@@ -65,8 +65,7 @@ def fit(module: nn.Module, loss: Loss, recipe: Recipe, scratch: Path, label: str
     bar = tqdm(range(first, recipe.iterations), initial=first, total=recipe.iterations, desc=label, mininterval=5)
     for iteration in bar:
         for group in optimizer.param_groups:
-            warm = min(1.0, (iteration + 1) / recipe.warmup)
-            group["lr"] = recipe.learning_rate * warm * (1 - iteration / recipe.iterations)
+            group["lr"] = rate(iteration, recipe)
         optimizer.zero_grad()
         value = loss(torch.Generator().manual_seed(recipe.seed + iteration))
         value.backward()
@@ -77,7 +76,7 @@ def fit(module: nn.Module, loss: Loss, recipe: Recipe, scratch: Path, label: str
             bar.set_postfix(loss=f"{value.item():.4f}", refresh=False)
         if not torch.isfinite(value):
             raise FloatingPointError(f"{label}: the loss is {value.item()} at iteration {iteration}; lower its rate")
-        if time.monotonic() - saved > recipe.checkpoint_seconds:
+        if time.monotonic() - saved > recipe.checkpoint_seconds or iteration + 1 == recipe.iterations:
             _save_atomically(
                 {
                     "module": module.state_dict(),
@@ -89,6 +88,18 @@ def fit(module: nn.Module, loss: Loss, recipe: Recipe, scratch: Path, label: str
             )
             saved = time.monotonic()
     return average.module.eval()
+
+
+def rate(iteration: int, recipe: Recipe) -> float:
+    """The learning rate: linear warm-up, then falling linearly to 0 at the last iteration.
+
+    With a cool-down it falls more slowly, towards 0 at `horizon`, until the last `cooldown` iterations take it there.
+    """
+    warm = min(1.0, (iteration + 1) / recipe.warmup)
+    if recipe.cooldown is None:
+        return recipe.learning_rate * warm * (1 - iteration / recipe.iterations)
+    slow = 1 - min(iteration, recipe.iterations - recipe.cooldown) / recipe.horizon
+    return recipe.learning_rate * warm * slow * min(1.0, (recipe.iterations - iteration) / recipe.cooldown)
 
 
 def _save_atomically(state: dict, path: Path) -> None:
@@ -131,12 +142,42 @@ def train_vae(params: Params, data: Path, out: Path, scratch: Path) -> None:
             noise = torch.randn(mean.shape, generator=generator)
             y = vae.decode(mean + (0.5 * logvar).exp() * noise).sample.float()
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-        edges = sum(functional.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3))
-        return functional.l1_loss(y, x) + 0.5 * functional.mse_loss(y, x) + 0.5 * edges + 1e-4 * kl
+        return reconstruction_loss(y, x) + 1e-4 * kl
 
     vae = fit(vae, loss, recipe, scratch, "VAE")
     normalise_latents(vae, to_pixels(train.images[:2048]))
     save_half(vae, out)
+
+
+def train_decoder(params: Params, data: Path, folder: Path, scratch: Path) -> None:
+    """The autoencoder's decoder alone, further: what the latents are stays as it is, so a teacher of them stays valid.
+
+    It is fed latents with a little noise, as those that a diffusion model draws are not exact.
+    """
+    recipe = params.world.decoder
+    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(memory_format=torch.channels_last)
+    train = emoji.Split.load(data / "train")
+    decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder]).train()
+
+    def loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(train), (recipe.batch_size,), generator=generator)
+        x = to_pixels(train.images[rows.numpy()]).to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            latents = vae.encode(x).latent_dist.mean
+        z = latents + recipe.noise * torch.randn(latents.shape, generator=generator)
+        with _autocast(recipe):
+            y = decoder[1](decoder[0](z)).float()
+        return reconstruction_loss(y, x)
+
+    average = fit(decoder, loss, recipe, scratch, "decoder")
+    vae.post_quant_conv, vae.decoder = average[0], average[1]
+    save_half(vae, folder)
+
+
+def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
+    """L1, half the squared error, and half the L1 of the image gradients, of pixels (n, 3, h, w)."""
+    edges = sum(functional.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3))
+    return functional.l1_loss(y, x) + 0.5 * functional.mse_loss(y, x) + 0.5 * edges
 
 
 @torch.no_grad()
@@ -163,6 +204,8 @@ def train_unet(params: Params, data: Path, vae_folder: Path, out: Path, scratch:
 
     The loss on noise is weighted by min(SNR, 5) / SNR (Hang et al., 2023, arXiv:2303.09556).
     """
+    if not (vae_folder / "config.json").is_file():
+        raise FileNotFoundError(f"{vae_folder} is missing: train the autoencoder first (python -m splam.world vae)")
     recipe = params.world.unet
     torch.manual_seed(recipe.seed)
     deeper = len(recipe.channels) - 1  # levels below the first have cross-attention
@@ -295,24 +338,33 @@ def _inspect_clip(params: Params, models: Path, images: np.ndarray, captions: li
 def main() -> None:
     """Train one model of the world; a rerun goes on from its last checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", choices=("vae", "unet", "clip"))
+    parser.add_argument("model", choices=("vae", "decoder", "unet", "clip"))
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("models/tiny"))
     args = parser.parse_args()
     params = load_params(args.params)
-    torch.set_num_threads(os.cpu_count() or 1)
-    recipe = getattr(params.world, args.model).model_dump_json()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    trainings = {"vae": ["vae", "decoder"]}.get(args.model, [args.model])
+    scratches = {name: scratch_file(params, name) for name in trainings}
+    for name, scratch in scratches.items():
+        if name == "vae":
+            train_vae(params, args.data, args.out / "vae", scratch)
+        elif name == "decoder":
+            train_decoder(params, args.data, args.out / "vae", scratch)
+        elif name == "unet":
+            train_unet(params, args.data, args.out / "vae", args.out / "unet", scratch)
+        else:
+            train_clip(params, args.data, args.out / "clip", scratch)
+    for scratch in scratches.values():  # only now: an interrupted decoder must find the autoencoder trained
+        scratch.unlink(missing_ok=True)
+
+
+def scratch_file(params: Params, name: str) -> Path:
+    """Where a training's checkpoint lies: keyed by its recipe."""
+    recipe = getattr(params.world, name).model_dump_json()
     facts = f"{recipe} {params.world.latent_channels} {params.world.text_tokens}"
-    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    scratch = Path("build/scratch/world") / f"{args.model}-{key}.pt"
-    if args.model == "vae":
-        train_vae(params, args.data, args.out / "vae", scratch)
-    elif args.model == "unet":
-        train_unet(params, args.data, args.out / "vae", args.out / "unet", scratch)
-    else:
-        train_clip(params, args.data, args.out / "clip", scratch)
-    scratch.unlink(missing_ok=True)  # a finished training has no use for it
+    return Path("build/scratch/world") / f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.pt"
 
 
 if __name__ == "__main__":

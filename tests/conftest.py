@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from splam.models import Teacher, assemble_tiny, load_teacher, tiny_scheduler
+from splam.rehearsal import write_coco, write_laion
 from splam.schedule import Schedule
 
 
@@ -58,3 +59,19 @@ def teacher_folder(tmp_path_factory) -> Path:
 def teacher(teacher_folder) -> Teacher:
     """The small pipeline, loaded in float32."""
     return load_teacher(teacher_folder)
+
+
+@pytest.fixture(scope="session")
+def laion_folder(tmp_path_factory) -> Path:
+    """Three shards of 24 samples as img2dataset writes them, with a broken image and a missing caption."""
+    folder = tmp_path_factory.mktemp("laion")
+    write_laion(folder, 0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coco_folder(tmp_path_factory) -> Path:
+    """COCO's files of val2014 (40 images) and val2017 (20 images), two captions an image."""
+    folder = tmp_path_factory.mktemp("coco")
+    write_coco(folder, 0)
+    return folder

@@ -133,6 +133,18 @@ def test_fid_of_gaussians_is_the_closed_form(rng):
     assert metrics.fid(a, b) == pytest.approx((shift**2).sum() + ((s - t) ** 2).sum(), rel=1e-9)
 
 
+@pytest.mark.parametrize("count", [20, 200])
+def test_fid_is_clean_fids(count):
+    """With fewer and with more images than dimensions, 40; scipy's root of a singular matrix is only so exact."""
+    from cleanfid.fid import frechet_distance
+
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(300, 40)), rng.normal(0.3, 1.5, size=(count, 40)) @ rng.normal(size=(40, 40))
+    expected = frechet_distance(*(f(x) for x in (a, b) for f in (lambda x: x.mean(0), lambda x: np.cov(x.T))))
+    ours = metrics.fid(metrics.FeatureStatistics.of(a), metrics.FeatureStatistics.of(b))
+    assert ours == pytest.approx(float(np.real(expected)), rel=1e-9 if count > 40 else 1e-3)
+
+
 def test_fid_states_its_limits(rng):
     few = metrics.FeatureStatistics.of(rng.normal(size=(5, 8)))
     many = metrics.FeatureStatistics.of(rng.normal(size=(50, 8)))
@@ -193,7 +205,7 @@ def _naive_share_within(points: np.ndarray, centres: np.ndarray, k: int) -> floa
 def test_precision_recall_agree_with_a_double_loop(rng, monkeypatch, k):
     monkeypatch.setattr(metrics, "ROWS", 7)  # several chunks, the last one short
     a, b = rng.normal(size=(40, 3)), 0.8 * rng.normal(size=(30, 3)) + 0.5
-    precision, recall = metrics.precision_recall(a, b, k)
+    precision, recall = metrics.precision_recall(a, b, metrics.neighbour_distances(a, k), k)
     assert 0 < precision < 1 and 0 < recall < 1
     assert precision == pytest.approx(_naive_share_within(b, a, k))
     assert recall == pytest.approx(_naive_share_within(a, b, k))
@@ -208,19 +220,22 @@ def test_dropped_modes_lower_recall_and_junk_lowers_precision(rng):
     dropped[100:] -= 50
     junk = full.copy()
     junk[:100] -= 50
-    precision, recall = metrics.precision_recall(reference, full)
+    radii = metrics.neighbour_distances(reference)
+    precision, recall = metrics.precision_recall(reference, full, radii)
     assert min(precision, recall) > 0.8
-    assert metrics.precision_recall(reference, reference) == (1, 1)
-    dropped_precision, dropped_recall = metrics.precision_recall(reference, dropped)
+    assert metrics.precision_recall(reference, reference, radii) == (1, 1)
+    dropped_precision, dropped_recall = metrics.precision_recall(reference, dropped, radii)
     assert dropped_precision > 0.8 and dropped_recall <= 0.5
-    assert metrics.precision_recall(reference, junk)[0] <= 0.5
+    assert metrics.precision_recall(reference, junk, radii)[0] <= 0.5
 
 
 def test_precision_recall_states_its_limits(rng):
     with pytest.raises(ValueError, match="at least 4"):
-        metrics.precision_recall(rng.normal(size=(3, 2)), rng.normal(size=(9, 2)))
+        metrics.precision_recall(rng.normal(size=(3, 2)), rng.normal(size=(9, 2)), np.ones(3))
+    with pytest.raises(ValueError, match="at least 4"):
+        metrics.neighbour_distances(rng.normal(size=(3, 2)))
     with pytest.raises(ValueError, match="k is 0"):
-        metrics.precision_recall(rng.normal(size=(9, 2)), rng.normal(size=(9, 2)), k=0)
+        metrics.neighbour_distances(rng.normal(size=(9, 2)), k=0)
 
 
 def test_blur_and_noise_raise_every_distance(lite0, images, rng):
@@ -410,3 +425,22 @@ def test_array_hash_sees_content_shape_and_dtype():
     assert metrics.array_hash(np.array(["ab", "cat"])) != metrics.array_hash(np.array(["ab", "cot"]))
     with pytest.raises(TypeError, match="holds pointers"):
         metrics.array_hash(np.array([{}], dtype=object))
+
+
+def test_running_hash_is_that_of_the_whole_array():
+    images = np.arange(60, dtype=np.uint8).reshape(5, 2, 2, 3)
+    running = metrics.RunningHash(5)
+    for rows in (slice(2), slice(2, 5)):
+        running.update(images[rows])
+    assert running.digits() == metrics.array_hash(images)
+    short = metrics.RunningHash(6)
+    short.update(images)
+    with pytest.raises(ValueError, match="5 rows were hashed, not the 6"):
+        short.digits()
+
+
+def test_paired_distance_of_many_images_is_that_of_all(monkeypatch):
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 7, 4, 4, 3), np.uint8)
+    whole = metrics.paired_distance(a, b)
+    monkeypatch.setattr(metrics, "ROWS", 3)
+    assert metrics.paired_distance(a, b) == whole

@@ -22,7 +22,7 @@ RECIPE = dict(
     checkpoint_seconds=60,
 )
 CARD = dict(features="efficientnet_lite0", images=4, samplers=["ddim"], guidance_scales=[3], steps=[1], bf16=False)
-MODELS = {"vae": RECIPE, "unet": RECIPE, "clip": RECIPE}
+MODELS = {"vae": RECIPE, "decoder": RECIPE, "unet": RECIPE, "clip": RECIPE}
 BASE = {"world": {"latent_channels": 4, "text_tokens": 8, **MODELS, "card": CARD}}
 PROFILE = {
     "extends": "base",
@@ -162,6 +162,12 @@ def test_command_writes_only_what_changed(conf, tmp_path, monkeypatch, capsys):
         ("pictures.gallery=[x]", "pictures.gallery: there is no run 'x'"),
         ("pictures.gallery_baselines=[dim]", r"there is no baseline 'dim'; did you mean 'ddim'\?"),
         ("evaluation.small_images=5", "evaluation.small_images = 5 are drawn from the first evaluation.images = 4"),
+        ("data.train_drows=1", r"data.train_drows = 1: unknown key; did you mean 'train_draws'\?"),
+        ("data.resolution=1", "data.resolution = 1: unknown key; there are: kind, train_draws, test_draws, every$"),
+        ("data.kind=coco", "data = .*'coco' .*does not match any of the expected tags: 'emoji', 'laion'"),
+        ("data.train_draws=0", "data.train_draws = 0: .*greater than 0"),
+        ("runs.lcm.datasets=[unseen-small]", "runs.lcm.datasets: 'unseen-small' is measured wherever 'unseen' is"),
+        ("evaluation.baselines.ddim.datasets=[unseen-small]", "baselines.ddim.datasets: 'unseen-small' is measured"),
         ("matrix.runs=[a]", "matrix: derived, not to be set"),
         ("seed", "override 'seed' is not key=value"),
     ],
@@ -169,6 +175,33 @@ def test_command_writes_only_what_changed(conf, tmp_path, monkeypatch, capsys):
 def test_every_mistake_is_named(conf, override, message):
     with pytest.raises(ParamsError, match=message):
         compose("small", conf, [override])
+
+
+LAION = dict(kind="laion", shards=["a.tar"], resolution=512, test_images=10, coco={"folder": "coco"})
+
+
+def test_data_of_another_kind_replaces_the_first(conf):
+    (conf / "sd.yaml").write_text(yaml.safe_dump({"extends": "small", "data": LAION}))
+    data = compose("sd", conf, ["data.workers=2", "data.coco.seed=5"])["data"]
+    assert "train_draws" not in data and (data["kind"], data["workers"], data["crop"]) == ("laion", 2, "center")
+    assert data["coco"] == {"folder": "coco", "seed": 5, "image_size": 256}
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("data.shrads=[b]", r"data.shrads = \['b'\]: unknown key; did you mean 'shards'\?"),
+        ("data.coco.floder=x", r"data.coco.floder = 'x': unknown key; did you mean 'folder'\?"),
+        ("data.shards=[]", r"data.shards = \[\]: .*at least 1 item"),
+        ("data.held_out_share=0", "data.held_out_share = 0: .*greater than 0"),
+        ("data.crop=left", "data.crop = 'left': .*'center' or 'random'"),
+        ("data.resolution=null", "data.resolution: missing"),
+    ],
+)
+def test_mistakes_in_laion_data_are_named(conf, override, message):
+    (conf / "sd.yaml").write_text(yaml.safe_dump({"extends": "small", "data": LAION}))
+    with pytest.raises(ParamsError, match=message):
+        compose("sd", conf, [override])
 
 
 def test_all_mistakes_are_told_at_once(conf):

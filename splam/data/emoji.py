@@ -213,3 +213,27 @@ def build(folder: Path, seed: int, train_draws: int, test_draws: int, every: int
         pixels, glyph, colour = (np.array(column) for column in zip(*items, strict=True))
         order = np.random.default_rng((seed, len(name))).permutation(len(pixels))
         Split(pixels[order], glyph[order], colour[order]).save(folder / name)
+
+
+SPLITS = ("train", "seen", "unseen")
+
+
+def leaks(folder: Path) -> list[str]:
+    """What is wrong with the splits of a built set, a sentence each: an unseen pair or its near-twin in training."""
+    train, seen, unseen = (_base_pairs(Split.load(folder / name)) for name in SPLITS)
+    problems = [f"The unseen pair {pair} was trained on: rebuild the data." for pair in sorted(train & unseen)]
+    return problems + [f"The seen pair {pair} was not trained on: rebuild the data." for pair in sorted(seen - train)]
+
+
+def _base_pairs(split: Split) -> set[tuple[str, int]]:
+    table = glyphs()
+    return {(table[g].base, int(c)) for g, c in zip(split.glyph, split.colour, strict=True)}
+
+
+def describe(folder: Path) -> list[str]:
+    """The sizes of the splits of a built set, in a few lines."""
+    splits = {name: Split.load(folder / name) for name in SPLITS}
+    pairs = {name: len(set(zip(s.glyph, s.colour, strict=True))) for name, s in splits.items()}
+    lines = [f"{n}: {len(s):,} images of {pairs[n]:,} (glyph, colour) pairs" for n, s in splits.items()]
+    share = pairs["unseen"] / (pairs["unseen"] + pairs["train"])
+    return [*lines, f"{len(glyphs()):,} glyphs on {len(COLOURS)} colours; {share:.1%} of the pairs are held out"]

@@ -1,0 +1,117 @@
+"""The test sets: one interface over the tiny world, COCO and LAION's held-out split, and what the data stage writes."""
+
+import numpy as np
+import pytest
+
+from splam.data import emoji, testsets
+from splam.data.laion import DataError
+from splam.data.testsets import dataset_names, held_out_set
+from splam.params import CocoData, EmojiData, LaionData
+
+EMOJI = EmojiData(kind="emoji", train_draws=1, test_draws=2, every=200)
+
+
+@pytest.fixture(scope="module")
+def emoji_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("emoji")
+    testsets.build(EMOJI, folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(laion_folder, coco_folder):
+    return LaionData(
+        kind="laion",
+        shards=[f"{laion_folder}/*.tar"],
+        resolution=64,
+        workers=0,
+        shuffle_buffer=4,
+        max_broken_share=0.1,
+        held_out_share=0.3,
+        test_images=6,
+        coco=CocoData(folder=str(coco_folder), image_size=32),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(settings, tmp_path_factory):
+    """What the data stage writes for LAION and COCO."""
+    root = tmp_path_factory.mktemp("built")
+    testsets.build(settings, root / "data", seed=0, cache=root / "hashes.json")
+    return root / "data"
+
+
+def stacked(batches) -> np.ndarray:
+    return np.concatenate(list(batches))
+
+
+def test_emoji_sets_are_the_first_images_against_the_others(emoji_folder):
+    split = emoji.Split.load(emoji_folder / "unseen")
+    held = held_out_set(EMOJI, emoji_folder, "unseen", 7)
+    assert (held.protocol, held.size, held.independent) == ("emoji-unseen", 32, True)
+    assert (stacked(held.real(32)) == split.images[:7]).all() and stacked(held.real(64)).shape == (7, 64, 64, 3)
+    assert (stacked(held.references()) == split.images[7:]).all() and held.reference_count == len(split) - 7
+    assert held.prompts == split.captions(np.arange(len(split)) % 3)[:7]
+    with pytest.raises(ValueError, match=f"has {len(split)} images, evaluation.images asks for {len(split)}"):
+        held_out_set(EMOJI, emoji_folder, "unseen", len(split))
+
+
+def test_emoji_leaks_are_told(emoji_folder, tmp_path):
+    assert testsets.check(EMOJI, emoji_folder) == []
+    for name, source in {"train": "unseen", "unseen": "unseen", "seen": "seen"}.items():
+        emoji.Split.load(emoji_folder / source).save(tmp_path / name)
+    problems = testsets.check(EMOJI, tmp_path)
+    assert any("unseen pair" in p for p in problems) and any("seen pair" in p for p in problems)
+    *splits, last = testsets.describe(EMOJI, emoji_folder)
+    assert [line.split(":")[0] for line in splits] == ["train", "seen", "unseen"] and "10.0% of the pairs" in last
+
+
+def test_coco_sets_have_all_images_as_references(settings, folder):
+    for dataset, protocol, count in (("unseen", "coco30k", 40), ("unseen-small", "coco5k", 20)):
+        held = held_out_set(settings, folder, dataset, 8)
+        assert held.protocol == f"{protocol}-seeded-draw-at-32" and held.reference_count == count
+        references, real = stacked(held.references()), stacked(held.real(32))
+        assert references.shape == (count, 32, 32, 3) and real.shape == (8, 32, 32, 3) and not held.independent
+        assert all((references == image).all((1, 2, 3)).any() for image in real)
+        assert stacked(held.real(64)).shape == (8, 64, 64, 3)
+    usual = settings.model_copy(update={"coco": settings.coco.model_copy(update={"image_size": 256})})
+    assert held_out_set(usual, folder, "unseen", 8).protocol == "coco30k-seeded-draw"
+    with pytest.raises(DataError, match="coco5k-seeded-draw has 20 captions, 21 are asked for"):
+        held_out_set(settings, folder, "unseen-small", 21)
+
+
+def test_laion_set_is_held_out_and_its_references_are_others(settings, folder):
+    held = held_out_set(settings, folder, "seen", 5)
+    references, real = stacked(held.references()), stacked(held.real(32))
+    assert (held.protocol, held.independent, held.reference_count) == ("laion-held-out", True, 6)
+    assert references.shape == (6, 32, 32, 3) and real.shape == (5, 32, 32, 3) and len(held.prompts) == 5
+    assert not any((references == image).all((1, 2, 3)).any() for image in real)
+    with pytest.raises(DataError, match="data.test_images = 6 captions, not 7"):
+        held_out_set(settings, folder, "seen", 7)
+
+
+def test_data_stage_is_checked_described_and_shown(settings, folder):
+    cache = folder.parent / "hashes.json"
+    assert testsets.check(settings, folder, cache) == []
+    lines = testsets.describe(settings, folder)
+    assert lines[0].startswith("3 shards of 0.000 GB; 30.0%") and "coco30k-seeded-draw: 40 captions" in lines[1]
+    images, captions = testsets.preview(settings, folder, 6, seed=0)
+    assert images.shape == (6, 64, 64, 3) and images.dtype == np.uint8 and len(captions) == 6
+    more = settings.model_copy(update={"shards": settings.shards + [str(folder / "seen.tar")]})
+    assert "seen.tar is not in the manifest" in testsets.check(more, folder, cache)[0]
+
+
+def test_data_stage_gives_the_same_bytes_again(settings, folder, tmp_path):
+    testsets.build(settings, tmp_path / "data", seed=0, cache=tmp_path / "hashes.json")
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["coco30k.json", "coco5k.json", "manifest.json", "seen.tar"]
+    assert all((folder / name).read_bytes() == (tmp_path / "data" / name).read_bytes() for name in names)
+
+
+def test_what_is_not_there_is_named(settings, tmp_path):
+    assert dataset_names(EMOJI) == ("unseen", "seen")
+    with pytest.raises(ValueError, match="dataset 'unseen-small': data of kind emoji has unseen, seen"):
+        held_out_set(EMOJI, tmp_path, "unseen-small", 1)
+    for dataset, file in (("seen", "seen.tar"), ("unseen", "coco30k.json")):
+        with pytest.raises(FileNotFoundError, match=f"{file}: run the data stage"):
+            held_out_set(settings, tmp_path, dataset, 1)
