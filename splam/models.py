@@ -479,13 +479,15 @@ def export_pipeline(unet: nn.Module, teacher_folder: Path, out: Path, card: Card
 
 
 def save_lora(student: nn.Module, folder: Path) -> None:
-    """Write a LoRA student's adapter as pytorch_lora_weights.safetensors, for a stock pipeline's load_lora_weights."""
+    """Write a LoRA student's adapter as pytorch_lora_weights.safetensors, for a stock pipeline's load_lora_weights.
+
+    Under peft's own names: diffusers' convert_state_dict_to_diffusers renames the attention layers alone, and of such a
+    mixture the loader takes the others only, without a word.
+    """
     from diffusers import StableDiffusionPipeline
-    from diffusers.utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
 
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(student))
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(student))
 
 
 def load_authors_unet(path: Path, like: nn.Module | None = None) -> nn.Module:

@@ -1,5 +1,6 @@
 """Run by test_parallel.py under torchrun: first gradients, then two steps, a save and a load, plain and sharded."""
 
+import copy
 import sys
 from pathlib import Path
 
@@ -29,19 +30,19 @@ def measure(teacher_folder: Path, **training) -> dict:
     loss, _ = share_loss(run.accelerator, run.gradients(0), False)
     gradient = {name: whole(p.grad).clone() for name, p in run.student.named_parameters()}
     losses = [share_loss(run.accelerator, run.step(i), False)[0] for i in range(2)]
-    state = run.state()
-    shared = [state]
+    shared = [copy.deepcopy(run.state())]
     if run.accelerator.num_processes > 1:
         torch.distributed.broadcast_object_list(shared)
     again = start()
     again.load(shared[0])
-    third, repeated = (share_loss(r.accelerator, r.step(2), False)[0] for r in (run, again))
+    went_on, repeated = ([share_loss(r.accelerator, r.step(i), False)[0] for i in (2, 3)] for r in (run, again))
     target = run.whole_target()
     return {
         "loss": loss,
         "gradient": gradient,
         "losses": losses,
-        "third": (third, repeated),
+        "went_on": went_on,
+        "repeated": repeated,
         "local_weights": sum(
             p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in run.student.parameters()
         ),
@@ -53,7 +54,7 @@ if __name__ == "__main__":
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     results = {
         "ddp": measure(folder, batch_size=1, accumulation=2, processes=2, gradient_checkpointing=True),
-        "fsdp": measure(folder, batch_size=1, accumulation=2, processes=2, sharding="fsdp"),
+        "fsdp": measure(folder, batch_size=2, processes=2, sharding="fsdp", gradient_checkpointing=True),
     }
     if torch.distributed.get_rank() == 0:
         torch.save(results, out)

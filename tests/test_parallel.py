@@ -32,7 +32,7 @@ def one(folder) -> dict:
 
 @pytest.fixture(scope="module")
 def two(folder, tmp_path_factory) -> dict:
-    """What two processes with two micro-batches of one sample do."""
+    """What two processes do: DDP with two micro-batches of one sample, FSDP with one of two."""
     out = tmp_path_factory.mktemp("two") / "results.pt"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
@@ -47,14 +47,14 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(one, two, kind):
     assert two[kind]["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert two[kind]["gradient"].keys() == one["gradient"].keys()
     for name, gradient in one["gradient"].items():
-        torch.testing.assert_close(two[kind]["gradient"][name], gradient, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(two[kind]["gradient"][name], gradient, rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_train_as_one_and_go_on_from_a_checkpoint(one, two, kind):
     assert two[kind]["losses"] == pytest.approx(one["losses"], rel=1e-3)
-    assert two[kind]["third"][0] == two[kind]["third"][1]
-    assert one["third"][0] == one["third"][1]
+    assert two[kind]["went_on"] == two[kind]["repeated"]
+    assert one["went_on"] == one["repeated"]
     for name, value in one["target"].items():
         torch.testing.assert_close(two[kind]["target"][name], value, rtol=0, atol=1e-3)
 

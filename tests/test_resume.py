@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUN = "splam-w3-k20"
 OVERRIDES = [
     "teacher.dtype=float32",
-    "training.iterations=8",
+    "training.iterations=16",
     "training.batch_size=2",
     "training.bf16=false",
     "training.condition_width=8",
@@ -49,10 +49,10 @@ def command(world: Path, folder: Path, processes: int) -> list[str]:
 
 
 def killed_at(line: list[str], folder: Path, iteration: int) -> None:
-    """Start a training and kill it, and all it started, as soon as its checkpoint of an iteration is there."""
+    """Start a training and kill it, and all it started, as soon as it has a checkpoint of an iteration."""
     process = psutil.Popen(line, cwd=ROOT, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 300
-    while not list((folder / "scratch").glob(f"*/checkpoint-{iteration:08d}.pt")):
+    while not any(int(p.stem[-8:]) >= iteration for p in (folder / "scratch").glob("*/checkpoint-*.pt")):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.005)
     for one in [process, *process.children(recursive=True)]:

@@ -51,7 +51,9 @@ def test_a_teacher_says_what_its_scheduler_says(teachers, name):
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
 def test_embeddings_are_the_stock_pipelines(teachers, folders, name):
     stock = STOCK[name].from_pretrained(folders[name])
-    expected, empty, *pooled = stock.encode_prompt(PROMPTS, device="cpu", num_images_per_prompt=1)
+    expected, empty, *pooled = stock.encode_prompt(
+        PROMPTS, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True
+    )
     embeddings, nothing = teachers[name].embed(PROMPTS), teachers[name].embed([""])
     if name == "sdxl":
         tokens, added = teachers[name].added.unpack(embeddings)
@@ -141,6 +143,11 @@ def test_a_lora_file_is_opened_by_the_stock_pipeline(teachers, folders, tmp_path
     train.train(resolved, teacher, source, tmp_path / "scratch", tmp_path / "out")
     stock = StableDiffusionPipeline.from_pretrained(folders["sd1"])
     stock.load_lora_weights(tmp_path / "out/lora")
+    adapted = [name for name, _ in stock.unet.named_parameters() if "lora_A" in name]
+    trained = [
+        name for name, p in models.make_student(teacher.unet, resolved.run, resolved.training).named_parameters()
+    ]
+    assert len(adapted) == sum("lora_A" in name for name in trained)
     z, t, captions = torch.ones(2, 4, 8, 8), torch.tensor([19, 999]), teacher.embed(PROMPTS)
     merged = StableDiffusionPipeline.from_pretrained(tmp_path / "out/pipeline").unet
     with torch.no_grad():
