@@ -613,10 +613,14 @@ def _wrapped(mark: str, text: str, width: int) -> str:
 def summary(lines: Iterable[Line]) -> str:
     """The last line."""
     counts = Counter(line.status for line in lines)
+    passed, problems = _counted(counts["ok"], "check"), _counted(counts["problem"], "problem")
     if not counts["problem"]:
-        return f"Ready: {counts['ok']} checks passed."
-    problems = f"{counts['problem']} problem{'s' if counts['problem'] > 1 else ''}"
-    return f"Not ready: {problems}, marked {MARKS['problem']}; {counts['ok']} checks passed. Nothing was started."
+        return f"Ready: {passed} passed."
+    return f"Not ready: {problems}, marked {MARKS['problem']}; {passed} passed. Nothing was started."
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def main(arguments: list[str] | None = None) -> int:

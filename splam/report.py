@@ -237,7 +237,7 @@ def provenance(root: Path) -> dict[str, str]:
     }
 
 
-def parameters(root: Path, section: str) -> dict[str, Any]:
+def params_section(root: Path, section: str) -> dict[str, Any]:
     """One section of params.yaml as it is written, or an empty dict."""
     path = root / "params.yaml"
     content = yaml.safe_load(path.read_text()) if path.is_file() else {}
@@ -246,12 +246,12 @@ def parameters(root: Path, section: str) -> dict[str, Any]:
 
 def data_kind(root: Path) -> str:
     """The `data.kind` of params.yaml, or an empty string."""
-    return str(parameters(root, "data").get("kind", ""))
+    return str(params_section(root, "data").get("kind", ""))
 
 
 def gate_result(metrics: Metrics, root: Path) -> GateResult:
     """The verdict on evaluation.gate of params.yaml."""
-    settings = parameters(root, "evaluation").get("gate")
+    settings = params_section(root, "evaluation").get("gate")
     return check_gate(metrics.rows, metrics.protocol, Gate.model_validate(settings) if settings else None)
 
 

@@ -76,8 +76,17 @@ def test_what_they_share_is_no_profile():
 
 @pytest.mark.parametrize("name", ("sd", *PROFILES))
 def test_every_hyperparameter_of_training_says_where_it_is_from(name):
-    text = (Path(CONF) / f"{name}.yaml").read_text()
+    text = (CONF / f"{name}.yaml").read_text()
     section = re.search(r"^training:\n((?:  .*\n)+)", text, re.MULTILINE)
     settled = {"source", "checkpoint_seconds", "keep_checkpoints"}  # of no consequence for a result
     lines = re.findall(r"^  (\w+): (.*)$", section[1], re.MULTILINE) if section else []
     assert [key for key, rest in lines if key not in settled and not re.search("paper|authors|assumed|LCM", rest)] == []
+
+
+def test_the_profile_of_the_documentation_composes(tmp_path):
+    (example,) = re.findall(r"```yaml\n(.*?)```", Path("docs/stable-diffusion.md").read_text(), re.DOTALL)
+    for path in CONF.glob("*.yaml"):
+        (tmp_path / path.name).write_text(path.read_text())
+    (tmp_path / "table2a.yaml").write_text(example)
+    params = Params.model_validate(compose("table2a", tmp_path))
+    assert set(params.runs) == {"splam-raw-w3-k100-me", "lcm-w3-k20", "lcm-lora-w3-k20"}
