@@ -10,9 +10,10 @@ INSTALLED := $(VENV)/.installed
 # dvc.yaml says `python`: this is the one.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test lint teacher lock lab bench-gpu clean-scratch
+.PHONY: help plan repro test lint teacher lock lab bench-gpu clean-scratch
 help:
 	@echo "make repro [PROFILE=$(PROFILE)]  compose conf/profile/PROFILE.yaml, run the pipeline, write reports/PROFILE"
+	@echo "make plan [PROFILE=$(PROFILE)]   what a profile still needs and will take, before anything is spent"
 	@echo "make test                 run the tests"
 	@echo "make lint                 check the style of code and notebooks"
 	@echo "make lab                  open the notebooks"
@@ -26,6 +27,9 @@ repro: $(INSTALLED)
 	@$(BIN)/python -m splam.params $(PROFILE)
 	$(BIN)/dvc repro
 	@$(BIN)/python -m splam.report $(PROFILE)
+
+plan: $(INSTALLED)
+	@$(BIN)/python -m splam.plan $(PROFILE)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q

@@ -47,7 +47,7 @@ from splam.params import Baseline, Params, ResolvedRun, load_params, resolve
 from splam.sampling import baseline_scheduler, generators, sample_consistency, sample_scheduler
 from splam.solver import guided_epsilon
 
-FID_NAMES = {"efficientnet_lite0": "FID (EfficientNet-Lite0)", "inception": "FID"}
+FID_NAMES = {"efficientnet_lite0": "FID (EfficientNet-Lite0)", "inception": "FID (Inception)"}
 METHOD_NAMES = {"lcm": "LCM (fix w)", "lcm_star": "LCM*", "lcm_lora": "LCM-LoRA", "splam": "SPLAM"}
 SCHEDULER_NAMES = {
     "ddim": "DDIM",

@@ -95,15 +95,19 @@ def _efficientnet_lite0(device: torch.device | str) -> Callable[[Tensor], Tensor
     return lambda x: network.extract_features((x - mean) / std).mean((2, 3))
 
 
+def inception_weights() -> Path:
+    """Where clean-fid's Inception network lies, or will lie: torch.hub's checkpoint folder (TORCH_HOME moves it)."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / "inception-2015-12-05.pt"
+
+
 def _inception(device: torch.device | str) -> Callable[[Tensor], Tensor]:
-    """clean-fid's Inception network, downloaded once into torch.hub's checkpoint folder (TORCH_HOME moves it)."""
+    """clean-fid's Inception network, downloaded once."""
     from cleanfid.downloads_helper import inception_url
     from cleanfid.inception_torchscript import InceptionV3W
 
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    weights = folder / "inception-2015-12-05.pt"
+    weights = inception_weights()
     if not weights.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+        weights.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(inception_url, str(weights), progress=False)
         except OSError as error:
@@ -111,7 +115,7 @@ def _inception(device: torch.device | str) -> Callable[[Tensor], Tensor]:
                 f"Inception FID needs {inception_url}, which could not be downloaded ({error}): "
                 f"fetch it elsewhere and put it at {weights}"
             ) from error
-    return InceptionV3W(str(folder), download=False).eval().to(device)
+    return InceptionV3W(str(weights.parent), download=False).eval().to(device)
 
 
 # Distances between sets of features

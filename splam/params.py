@@ -212,10 +212,24 @@ class Baseline(Strict):
     datasets: list[Dataset] = ["unseen"]
 
 
+class Gate(Strict):
+    """What the undistilled teacher must give before a student's number is believed (splam.gate)."""
+
+    fid: PositiveFloat = Field(description="expected Inception FID")
+    tolerance: PositiveFloat = Field(description="how far off it may be, up or down")
+    guidance_scale: float = Field(description="w")
+    steps: PositiveInt = 50
+    images: PositiveInt
+    sets: list[str] = Field(min_length=1, description="names of the test sets that the expected value is of")
+
+
 class Evaluation(Strict):
     """Protocol of the tables."""
 
     features: Literal["efficientnet_lite0", "inception"]
+    clip: str = Field("models/tiny/clip", description='of the CLIP score: a folder, or "architecture/weights"')
+    clip_prefix: str = Field("", description='put before every caption, such as "A photo depicts "')
+    gate: Gate | None = Field(None, description="without one, no number of the teacher's is expected")
     images: PositiveInt = Field(description="samples of Tables 1, 2a and 2c")
     small_images: PositiveInt = Field(description="samples of Table 2b, the first ones of the larger set")
     curve_images: PositiveInt = Field(description="samples at each snapshot of Fig. 2b")

@@ -30,6 +30,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.mathtext import MathTextParser
 
 from splam import claims, figures, tables
+from splam.gate import GateResult, check_gate
+from splam.params import Gate
 
 REPORT_STAGES = ("report", "html")  # dvc.lock's entries that hold hashes of the report itself
 ONE_PROTOCOL = ("fid", "clip_score", "references", "captions")  # numbers that differ in these are never compared
@@ -235,11 +237,22 @@ def provenance(root: Path) -> dict[str, str]:
     }
 
 
+def params_section(root: Path, section: str) -> dict[str, Any]:
+    """One section of params.yaml as it is written, or an empty dict."""
+    path = root / "params.yaml"
+    content = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    return content.get(section) or {}
+
+
 def data_kind(root: Path) -> str:
     """The `data.kind` of params.yaml, or an empty string."""
-    path = root / "params.yaml"
-    parameters = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    return str((parameters.get("data") or {}).get("kind", ""))
+    return str(params_section(root, "data").get("kind", ""))
+
+
+def gate_result(metrics: Metrics, root: Path) -> GateResult:
+    """The verdict on evaluation.gate of params.yaml."""
+    settings = params_section(root, "evaluation").get("gate")
+    return check_gate(metrics.rows, metrics.protocol, Gate.model_validate(settings) if settings else None)
 
 
 def scale_line(metrics: Metrics, profile: str, kind: str) -> str:
@@ -362,6 +375,7 @@ def write_index(report_folder: Path, profile: str, root: Path = Path(".")) -> Pa
         profile=profile,
         scale=scale_line(metrics, profile, data_kind(root)),
         warning=scale_warning(metrics),
+        gate=gate_result(metrics, root),
         provenance=provenance(root),
         protocols={"evaluation": metrics.protocol, **metrics.protocols},
         headline=_grid(tables.headline(built["table1"])),
@@ -376,13 +390,13 @@ def write_index(report_folder: Path, profile: str, root: Path = Path(".")) -> Pa
     return folder / "index.html"
 
 
-def summary_text(report_folder: Path) -> str:
-    """The report in a terminal: headline, a line for each verdict, and the report's path."""
+def summary_text(report_folder: Path, root: Path = Path(".")) -> str:
+    """The report in a terminal: headline, the gate, a line for each verdict, and the report's path."""
     folder = Path(report_folder)
     metrics = load_metrics(folder)
     table = tables.build_tables(metrics.rows, metrics.latency, metrics.floors)["table1"]
     verdicts = read_claims(folder)
-    lines = [scale_line(metrics, folder.name, ""), scale_warning(metrics), ""]
+    lines = [scale_line(metrics, folder.name, ""), scale_warning(metrics), str(gate_result(metrics, root)), ""]
     lines += ["SPLAM against LCM (fix w), unseen combinations, w = 8, k = 20:"]
     lines += [tables.headline(table).to_string(index=False), ""]
     for row in verdicts.to_dict("records"):

@@ -75,6 +75,16 @@ def test_the_page_shows_everything_and_loads_nothing(folder):
     assert "<script" not in page
 
 
+def test_the_page_shows_the_gate(folder, root, tmp_path):
+    assert "gate not applicable" in (folder / "index.html").read_text()
+    gate = {"fid": 760.0, "tolerance": 1.0, "guidance_scale": 3, "images": 1000, "sets": ["coco30k"]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"evaluation": {"gate": gate}}))
+    metrics = report.load_metrics(folder)
+    metrics.protocol.update(fid="FID (Inception)", set="coco30k")
+    assert report.gate_result(metrics, tmp_path).status == "passed"
+    assert "gate not applicable" in report.summary_text(folder, tmp_path)  # saved are FIDs of other features
+
+
 def test_every_relative_link_of_the_page_leads_to_a_file(folder):
     page = (folder / "index.html").read_text()
     links = set(re.findall(r'(?:href|src)="([^"#:]+)"', page)) - {"html/index.html"}  # the html stage's
