@@ -23,10 +23,10 @@ def take_stock(patterns: Iterable[str]) -> str:
 
     They change where one is added, removed, resized or written anew. What is not there, or is a URL, is left out.
     """
-    names = sorted(
-        {name for p in patterns for one in braceexpand.braceexpand(p) for name in glob.glob(one, recursive=True)}
-    )
-    if not names:
+    whole = [one for pattern in patterns for one in braceexpand.braceexpand(pattern)]
+    found = sorted({name for one in whole for name in glob.glob(one, recursive=True)})
+    entries = [(name, Path(name).stat()) for name in found if Path(name).exists()]  # "x/**" finds x even without it
+    if not entries:
         return NOTHING
-    facts = [(name, entry.st_size, entry.st_mtime_ns) for name in names if (entry := Path(name).stat())]
+    facts = [(name, entry.st_size, entry.st_mtime_ns) for name, entry in entries]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

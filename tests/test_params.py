@@ -95,6 +95,7 @@ def test_derived_sections(conf):
     assert composed["matrix"] == {
         "scales": ["3", "7.5"],
         "runs": runs,
+        "others": ["baselines-w3", "baselines-w7.5"],
         "systems": [*runs, "baselines-w3", "baselines-w7.5"],
     }
     assert list(composed["systems"]) == runs
