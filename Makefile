@@ -22,7 +22,9 @@ help:
 	@echo "make lock                 compile requirements.in to requirements.txt"
 	@echo "make clean-scratch        drop the checkpoints of unfinished trainings"
 
-repro: $(INSTALLED)
+# What the rehearsal profile reads in place of Stable Diffusion, LAION and COCO.
+STAND_INS := build/rehearsal/pipeline/model_index.json
+repro: $(INSTALLED) $(if $(filter rehearsal,$(PROFILE)),$(STAND_INS))
 	@test -e .git || $(BIN)/dvc config --local core.no_scm true
 	@$(BIN)/python -m splam.params $(PROFILE)
 	$(BIN)/dvc repro
@@ -30,6 +32,10 @@ repro: $(INSTALLED)
 
 plan: $(INSTALLED)
 	@$(BIN)/python -m splam.plan $(PROFILE)
+
+$(STAND_INS): splam/rehearsal.py | $(INSTALLED)
+	$(BIN)/python -m splam.rehearsal build/rehearsal
+	@touch $@
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q

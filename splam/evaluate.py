@@ -6,8 +6,10 @@ Every system sees the same captions and noise, so that differences are paired.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from splam.data.images import resize
 from splam.data.testsets import HeldOut, dataset_names, emoji_set, held_out_set
 from splam.loss import Objective, published_function
 from splam.metrics import (
+    ClipScorer,
     FeatureStatistics,
     RunningHash,
     array_hash,
@@ -35,18 +38,22 @@ from splam.metrics import (
     precision_recall,
 )
 from splam.models import (
+    TINY_MODELS,
     WEIGHTS,
     Teacher,
     assemble_tiny,
+    default_device,
     guidance_embedding,
     guided_outputs,
     load_teacher,
     to_pixels,
 )
-from splam.params import Baseline, Params, ResolvedRun, load_params, resolve
+from splam.params import Baseline, Params, ParamsError, ResolvedRun, add_source_arguments, params_of, resolve
+from splam.pipelines import draw_images, open_any
 from splam.sampling import baseline_scheduler, generators, sample_consistency, sample_scheduler
 from splam.solver import guided_epsilon
 
+TINY_CLIP = "models/tiny/clip"
 FID_NAMES = {"efficientnet_lite0": "FID (EfficientNet-Lite0)", "inception": "FID (Inception)"}
 METHOD_NAMES = {"lcm": "LCM (fix w)", "lcm_star": "LCM*", "lcm_lora": "LCM-LoRA", "splam": "SPLAM"}
 SCHEDULER_NAMES = {
@@ -104,11 +111,23 @@ class References:
             )
 
 
-def make_references(teacher: Teacher, held_out: HeldOut, clip_folder: Path, features: str) -> References:
+def load_scorer(params: Params) -> ClipScorer:
+    """The model of the profile's CLIP score, on the GPU where there is one."""
+    return load_clip(params.evaluation.clip, params.evaluation.clip_prefix, default_device())
+
+
+def clip_name(params: Params) -> str:
+    """What the profile's CLIP score is called: never without its model."""
+    source, prefix = params.evaluation.clip, params.evaluation.clip_prefix
+    model = "tiny, in-domain" if source == TINY_CLIP else source
+    return f"CLIP score ({model}, {prefix.strip()!r} before captions)" if prefix else f"CLIP score ({model})"
+
+
+def make_references(teacher: Teacher, held_out: HeldOut, clip: ClipScorer, features: str) -> References:
     """What samples of one test set are measured against; features: a name that load_features knows."""
-    found, digits = reference_features(held_out, load_features(features))
+    found, digits = reference_features(held_out, load_features(features, teacher.device))
     prompts = held_out.prompts
-    text = load_clip(str(clip_folder)).text_features(prompts)
+    text = clip.text_features(prompts)
     hashes = {"references": digits, "captions": array_hash(np.array(prompts))}
     large = teacher.embed([""]).nbytes * len(prompts) > STORED_EMBEDDINGS
     captions = np.empty(0, np.float32) if large else teacher.embed(prompts).cpu().numpy()
@@ -157,13 +176,12 @@ class Measure:
     references: References
     statistics: FeatureStatistics
     extract: Callable[[np.ndarray], np.ndarray]
-    clip: object
+    clip: ClipScorer
 
     @classmethod
-    def against(cls, references: References, features: str, clip_folder: Path) -> Measure:
+    def against(cls, references: References, extract: Callable[[np.ndarray], np.ndarray], clip: ClipScorer) -> Measure:
         """With the networks that the references were measured by."""
-        statistics = FeatureStatistics.of(references.features)
-        return cls(references, statistics, load_features(features), load_clip(str(clip_folder)))
+        return cls(references, FeatureStatistics.of(references.features), extract, clip)
 
     def __call__(self, images: np.ndarray, teacher: np.ndarray | None = None) -> Callable[[int], dict]:
         """Features once, then metrics over the first n: images uint8 (n, h, w, 3), teacher's of the same noise."""
@@ -190,7 +208,7 @@ def protocol(params: Params, features: str, references: References, teacher: Tea
     return {
         "set": references.protocol,
         "fid": FID_NAMES[features],
-        "clip_score": "CLIP score (tiny, in-domain)",
+        "clip_score": clip_name(params),
         "references": references.hashes["references"],
         "reference_images": len(references.features),
         "captions": references.hashes["captions"],
@@ -238,7 +256,8 @@ def draw_student(
     def draw(rows: slice, seeds: list[int]) -> Tensor:
         condition = None
         if run.method == "lcm_star":
-            condition = guidance_embedding(torch.full((len(seeds),), run.guidance_scale), training.condition_width)
+            scales = torch.full((len(seeds),), run.guidance_scale)
+            condition = guidance_embedding(scales, training.condition_width).to(teacher.device)
         consistency = published_function(teacher.network(unet, captions[rows], condition), objective)
         sources = generators(seeds)
         return teacher.decode(sample_consistency(consistency, sources, teacher.latent_shape, steps, teacher.schedule))
@@ -265,9 +284,30 @@ def draw_baseline(
             return guided_epsilon(*guided_outputs(teacher, z, t, captions[rows], empty), guidance_scale)
 
         made = baseline_scheduler(scheduler, teacher.scheduler_config)
-        return teacher.decode(sample_scheduler(made, output, generators(seeds), teacher.latent_shape, steps))
+        sources, shape = generators(seeds), teacher.latent_shape
+        return teacher.decode(sample_scheduler(made, output, sources, shape, steps, teacher.device))
 
     return in_batches(draw, params, len(captions), label, size)
+
+
+def open_teacher(params: Params, folder: Path) -> Teacher:
+    """What the teacher stage wrote, in the profile's precision, on the GPU where there is one."""
+    return load_teacher(folder, bf16=params.teacher.dtype == "bfloat16", device=default_device())
+
+
+def teacher_card(params: Params, teacher: Teacher) -> dict:
+    """{"protocol", "floors", "rows"}: the shipped tiny teacher's card; of another teacher, which it is.
+
+    Raises ValueError where the card is of other weights than models/tiny has.
+    """
+    if params.teacher.source != "tiny":
+        weights = {path.name: file_hash(path) for path in sorted((teacher.folder / "unet").glob("*.safetensors"))}
+        facts = {"teacher": params.teacher.source, "unet": weights, "prediction_type": teacher.prediction_type}
+        return {"protocol": facts, "floors": [], "rows": []}
+    card = json.loads((TINY_MODELS / "card.json").read_text())
+    if card["protocol"]["teacher"] != file_hash(TINY_MODELS / "unet" / WEIGHTS):
+        raise ValueError(f"{TINY_MODELS / 'card.json'} is of another UNet: make teacher")
+    return card
 
 
 def load_unet(folder: Path, like: nn.Module) -> nn.Module:
@@ -306,12 +346,12 @@ class Bench:
     teacher_images: Callable[[float], np.ndarray | None]
 
     @classmethod
-    def load(cls, params: Params, build: Path, clip_folder: Path, datasets: list[str]) -> Bench:
+    def load(cls, params: Params, build: Path, datasets: list[str]) -> Bench:
         """From the teacher, references and teacher_samples stages under `build`."""
-        teacher = load_teacher(build / "teacher", bf16=params.teacher.dtype == "bfloat16")
+        teacher = open_teacher(params, build / "teacher")
         references = {d: References.load(build / "references" / f"{d}.npz") for d in datasets}
-        features = params.evaluation.features
-        measures = {d: Measure.against(r, features, clip_folder) for d, r in references.items()}
+        extract, clip = load_features(params.evaluation.features, teacher.device), load_scorer(params)
+        measures = {d: Measure.against(r, extract, clip) for d, r in references.items()}
         captions = {d: prompt_embeddings(teacher, r) for d, r in references.items()}
 
         def teacher_images(guidance_scale: float) -> np.ndarray | None:
@@ -405,6 +445,31 @@ def evaluate_baselines(bench: Bench, guidance_scale: float) -> list[dict]:
     return rows
 
 
+def evaluate_pipeline(bench: Bench, key: str) -> list[dict]:
+    """All rows of one of evaluation.pipelines, with the prompts and seeds of all other systems.
+
+    It is nobody's student here: its images are not compared with the teacher's.
+    """
+    settings, params = bench.params.evaluation.pipelines[key], bench.params
+    dtype = getattr(torch, settings.dtype)
+    pipeline = open_any(settings.source, settings.scheduler, settings.lora, dtype, bench.teacher.device)
+    alone = dataclasses.replace(bench, teacher_images=lambda guidance_scale: None)
+    facts = {"system": f"pipeline-{key}", "run": "", "method": settings.name, "variant": ""}
+    facts |= {"guidance_scale": settings.guidance_scale, "skip": None, "multiple_estimation": None, "seed": 0}
+    facts |= {"iteration": None, "final": True}
+    rows = []
+    for dataset, steps in itertools.product(settings.datasets, settings.steps):
+        prompts = bench.measures[dataset].references.prompts
+
+        def draw(rows: slice, seeds: list[int], prompts: list[str] = prompts, steps: int = steps) -> Tensor:
+            return torch.from_numpy(draw_images(pipeline, prompts[rows], seeds, steps, settings.guidance_scale))
+
+        label = f"{settings.name} {dataset} {steps} steps"
+        images = in_batches(draw, params, len(prompts), label, bench.size(dataset))
+        rows += alone.rows(facts, images, dataset, steps)
+    return rows
+
+
 def floor_rows(bench: Bench, data: Path) -> list[dict]:
     """The floors of every dataset; those of the unseen set's smaller part too, for Table 2b."""
     params, rows = bench.params, []
@@ -456,37 +521,23 @@ def reconstructions(teacher: Teacher, held_out: HeldOut, batch_size: int) -> np.
     return np.concatenate(parts)
 
 
-def main() -> None:
-    """Measure one system of params.yaml and print or write its rows."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("system", help="a name of matrix.systems, e.g. splam-w3-k100-me-s0 or baselines-w3")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--build", type=Path, default=Path("build"))
-    parser.add_argument("--clip", type=Path, default=Path("models/tiny/clip"))
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    params = load_params(args.params)
-    rows = evaluate_system(params, args.system, args.build, args.clip)
-    text = json.dumps(rows, indent=1)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n")
-    else:
-        print(text)
-
-
-def evaluate_system(params: Params, system: str, build: Path, clip_folder: Path) -> dict:
+def evaluate_system(params: Params, system: str, build: Path) -> dict:
     """{"protocol": ..., "rows": [...]} of one name of matrix.systems."""
     if system not in params.matrix.systems:
         raise ValueError(f"system {system!r} is not in params.yaml; there are: {', '.join(params.matrix.systems)}")
     if system.startswith("baselines-w"):
         scale = float(system.removeprefix("baselines-w"))
         used = {d for b in baselines_at(params, scale).values() for d in b.datasets} | {"unseen", "unseen-small"}
-        bench = Bench.load(params, build, clip_folder, [d for d in dataset_names(params.data) if d in used])
-        rows = evaluate_baselines(bench, scale)
+    elif system.startswith("pipeline-"):
+        used = {*params.evaluation.pipelines[system.removeprefix("pipeline-")].datasets, "unseen"}
     else:
-        datasets = set(resolve(params, system).run.datasets) | {"unseen"}
-        bench = Bench.load(params, build, clip_folder, [d for d in dataset_names(params.data) if d in datasets])
+        used = {*resolve(params, system).run.datasets, "unseen"}
+    bench = Bench.load(params, build, [d for d in dataset_names(params.data) if d in used])
+    if system.startswith("baselines-w"):
+        rows = evaluate_baselines(bench, scale)
+    elif system.startswith("pipeline-"):
+        rows = evaluate_pipeline(bench, system.removeprefix("pipeline-"))
+    else:
         rows = evaluate_run(bench, system, build / "runs" / system)
     return {"protocol": bench.protocol(), "rows": rows}
 
@@ -500,8 +551,9 @@ def world_card(params: Params, data: Path, models: Path, scratch: Path) -> dict:
     assemble_tiny(scratch / "teacher", params.world.text_tokens, models)
     teacher = load_teacher(scratch / "teacher", bf16=card.bf16)
     held_out = emoji_set(data, "unseen", card.images)
-    references = make_references(teacher, held_out, models / "clip", card.features)
-    measure = Measure.against(references, card.features, models / "clip")
+    clip = load_clip(models / "clip")
+    references = make_references(teacher, held_out, clip, card.features)
+    measure = Measure.against(references, load_features(card.features), clip)
     captions = prompt_embeddings(teacher, references)
     rows = []
     for sampler, w, steps in itertools.product(card.samplers, card.guidance_scales, card.steps):
@@ -514,5 +566,31 @@ def world_card(params: Params, data: Path, models: Path, scratch: Path) -> dict:
     return {"protocol": facts, "floors": floors, "rows": rows}
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m splam.evaluate",
+        description="Measure one system and print its rows, or write them as metrics/evaluate/SYSTEM.json.",
+        epilog="The teacher, references and teacher-samples stages must have run, and the run's distill stage.",
+    )
+    parser.add_argument("system", help="a name of matrix.systems, e.g. splam-w3-k100-me-s0 or baselines-w3")
+    add_source_arguments(parser)
+    parser.add_argument("--build", type=Path, default=Path("build"), help="what the stages wrote (%(default)s)")
+    parser.add_argument("--out", type=Path, help="a JSON file to write (standard output)")
+    options = parser.parse_args(arguments)
+    try:
+        result = evaluate_system(params_of(options), options.system, options.build)
+    except (ParamsError, FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    text = json.dumps(result, indent=1)
+    if options.out is None:
+        print(text)
+        return 0
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text + "\n")
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import glob
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from splam.inventory import NOTHING, take_stock
 
 CONF = Path("conf/profile")
 
@@ -223,6 +226,22 @@ class Gate(Strict):
     sets: list[str] = Field(min_length=1, description="names of the test sets that the expected value is of")
 
 
+class Pipeline(Strict):
+    """A text-to-image pipeline of others' making, measured as the students are: a row of Table 2."""
+
+    name: str = Field(min_length=1, description="of its row; where Table 2 has it, the paper's number stands beside it")
+    source: str = Field(min_length=1, description="a hub id, or a local folder with model_index.json")
+    lora: str | None = Field(None, description="an adapter to load: a hub id, a folder or a file")
+    scheduler: str | None = Field(None, description="a class of diffusers, such as LCMScheduler; else its own")
+    steps: list[PositiveInt]
+    guidance_scale: float = Field(ge=0, description="as the pipeline's own call takes it")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    datasets: list[Dataset] = ["unseen"]
+
+
+PipelineKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
 class Evaluation(Strict):
     """Protocol of the tables."""
 
@@ -237,6 +256,7 @@ class Evaluation(Strict):
     steps: list[PositiveInt]
     batch_size: PositiveInt
     baselines: dict[str, Baseline]
+    pipelines: dict[PipelineKey, Pipeline] = {}
     teacher_steps: PositiveInt
 
 
@@ -276,6 +296,7 @@ class Matrix(Strict):
 
     scales: list[str]
     runs: list[str]
+    others: list[str] = Field(description="systems that are no runs: the teacher at each w, and other pipelines")
     systems: list[str]
 
 
@@ -284,6 +305,13 @@ class System(Strict):
 
     distill: dict[str, Any] = Field(description="its seed, run and training parameters")
     datasets: list[str]
+
+
+class Inventory(Strict):
+    """What there is of a profile's files outside the repository (splam.inventory); derived like Matrix."""
+
+    data: str = NOTHING
+    teacher: str = NOTHING
 
 
 class Params(Strict):
@@ -305,6 +333,7 @@ class Params(Strict):
     pictures: Pictures
     matrix: Matrix
     systems: dict[str, System]
+    inventory: Inventory = Inventory()
 
     @model_validator(mode="after")
     def _agree(self) -> Params:
@@ -361,11 +390,11 @@ def compose(name: str, conf: Path = CONF, overrides: Sequence[str] = ()) -> dict
     content = _extended(name, conf)
     for override in overrides:
         content = _merge(content, _override(override))
-    if derived := {"profile", "matrix", "systems"} & content.keys():
+    if derived := {"profile", "matrix", "systems", "inventory"} & content.keys():
         raise ParamsError(f"profile {name}: {', '.join(sorted(derived))}: derived, not to be set")
-    content |= {"profile": name, "matrix": {"scales": [], "runs": [], "systems": []}, "systems": {}}
+    content |= {"profile": name, "matrix": dict.fromkeys(Matrix.model_fields, []), "systems": {}}
     params = _validate(content, f"profile {name}")
-    content |= {"matrix": _matrix(params), "systems": _systems(params)}
+    content |= {"matrix": _matrix(params), "systems": _systems(params), "inventory": _inventory(params)}
     return _validate(content, f"profile {name}").model_dump(mode="json", exclude_none=True)
 
 
@@ -412,11 +441,23 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _matrix(params: Params) -> dict[str, list[str]]:
     runs = [f"{name}-s{seed}" for name, run in params.runs.items() for seed in run.seeds]
     scales = {f"{w:g}": None for b in params.evaluation.baselines.values() for w in b.guidance_scales}
+    others = [*(f"baselines-w{w}" for w in scales), *(f"pipeline-{key}" for key in params.evaluation.pipelines)]
     return {
         "scales": [f"{w:g}" for w in params.trajectories.guidance_scales],
         "runs": runs,
-        "systems": [*runs, *(f"baselines-w{w}" for w in scales)],
+        "others": others,
+        "systems": [*runs, *others],
     }
+
+
+def _inventory(params: Params) -> dict[str, str]:
+    teacher = take_stock([f"{glob.escape(params.teacher.source)}/**"])
+    if params.data.kind == "emoji":
+        return {"teacher": teacher}
+    coco = params.data.coco
+    parts = [f"{coco.folder}/annotations/*.json", f"{coco.folder}/val2014", f"{coco.folder}/val2017"]
+    lists = [name for name in (coco.captions_30k, coco.captions_5k) if name]
+    return {"teacher": teacher, "data": take_stock([*params.data.shards, *parts, *lists])}
 
 
 def _systems(params: Params) -> dict[str, dict[str, Any]]:
@@ -501,6 +542,9 @@ def _reference_errors(params: Params) -> list[str]:
     }
     errors = [line for key, names in runs.items() for line in _unknown(key, names, "run", params.runs)]
     baselines = params.evaluation.baselines
+    names = [(name, steps) for p in params.evaluation.pipelines.values() for name in [p.name] for steps in p.steps]
+    twice = sorted({row for row in names if names.count(row) > 1})
+    errors += [f"evaluation.pipelines: {name!r} in {steps} steps names two rows" for name, steps in twice]
     return errors + _unknown("pictures.gallery_baselines", pictures.gallery_baselines, "baseline", baselines)
 
 
@@ -510,6 +554,7 @@ def _dataset_errors(params: Params) -> list[str]:
         return []
     asked = {f"runs.{name}": run.datasets for name, run in params.runs.items()}
     asked |= {f"evaluation.baselines.{name}": b.datasets for name, b in params.evaluation.baselines.items()}
+    asked |= {f"evaluation.pipelines.{name}": p.datasets for name, p in params.evaluation.pipelines.items()}
     return [
         f"{key}.datasets: 'unseen-small' is measured wherever 'unseen' is: take it out"
         for key, datasets in asked.items()
@@ -580,6 +625,23 @@ def write_params(name: str, conf: Path = CONF, overrides: Sequence[str] = (), ou
         return False
     out.write_text(text)
     return True
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """--params FILE, or --profile NAME with --set a.b=c: where a command line takes its parameters from."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--params", type=Path, default=Path("params.yaml"), help="a composed profile (%(default)s)")
+    source.add_argument("--profile", help="compose this profile of conf/profile instead; no file is written")
+    parser.add_argument("--set", nargs="+", default=[], metavar="a.b=c", help="overrides of the profile's keys")
+
+
+def params_of(options: argparse.Namespace) -> Params:
+    """The parameters that add_source_arguments' options name. Raises ParamsError."""
+    if options.profile:
+        return Params.model_validate(compose(options.profile, overrides=options.set))
+    if options.set:
+        raise ParamsError("--set overrides keys of a profile: name one by --profile")
+    return load_params(options.params)
 
 
 def main(arguments: list[str] | None = None) -> int:

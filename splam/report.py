@@ -265,7 +265,7 @@ def scale_line(metrics: Metrics, profile: str, kind: str) -> str:
 def scale_warning(metrics: Metrics) -> str:
     """Whether the numbers may be read against the paper's; empty for Inception FID."""
     name = str(metrics.protocol.get("fid", ""))
-    if "Inception" in name:
+    if name == "FID" or "Inception" in name:
         return ""
     return (
         f"These numbers are {name or 'of an unrecorded kind'}, on data of this profile: they are not on the scale of "
@@ -397,7 +397,7 @@ def summary_text(report_folder: Path, root: Path = Path(".")) -> str:
     table = tables.build_tables(metrics.rows, metrics.latency, metrics.floors)["table1"]
     verdicts = read_claims(folder)
     lines = [scale_line(metrics, folder.name, ""), scale_warning(metrics), str(gate_result(metrics, root)), ""]
-    lines += ["SPLAM against LCM (fix w), unseen combinations, w = 8, k = 20:"]
+    lines += ["SPLAM against LCM (fix w), unseen set, w = 8, k = 20:"]
     lines += [tables.headline(table).to_string(index=False), ""]
     for row in verdicts.to_dict("records"):
         about = f" ({row['variant']})" if row["variant"] else ""

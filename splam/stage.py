@@ -49,6 +49,7 @@ KERNEL_OPTIONS = [
     "--log-level=CRITICAL",  # no "KeyboardInterrupt caught in kernel" where it is shut down
 ]
 SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "fish"}
+START_TIMEOUT = 600  # seconds for a kernel to answer: 60, the default, are too few on a machine busy with other work
 TAIL = 20  # lines of output or traceback quoted in an error
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -114,6 +115,7 @@ def run_notebook(notebook: Path, out: Path, parameters: dict[str, Any], terminal
             progress_bar=False,
             stdout_file=progress,
             stderr_file=progress,
+            start_timeout=START_TIMEOUT,
             kernel_manager_class=_kernel_manager_class(),
             cwd=ROOT,
         )

@@ -158,6 +158,15 @@ def table2_lines(rows: pd.DataFrame, w: float) -> list[Line]:
     return [*lines, Line("Teacher", 50, solver)]
 
 
+def pipeline_lines(rows: pd.DataFrame, dataset: str) -> list[Line]:
+    """The measured pipelines of others' making (evaluation.pipelines), under their own names."""
+    found = rows[rows["system"].fillna("").str.startswith("pipeline-") & (rows["dataset"] == dataset)]
+    return [
+        Line(row.method, int(row.steps), {"system": row.system, "guidance_scale": row.guidance_scale})
+        for row in found.itertuples()
+    ]
+
+
 def latency_of(latency: pd.DataFrame, line: Line) -> float:
     """Median seconds from caption to image; LCM and SPLAM publish the same network, so one measurement serves both."""
     method = "SPLAM" if line.method == "LCM (fix w)" else line.method
@@ -177,10 +186,10 @@ def cited_records(paper: pd.DataFrame, lines: list[Line]) -> list[dict[str, obje
 
 
 def table2(name: str, rows: pd.DataFrame, latency: pd.DataFrame, floors: pd.DataFrame) -> pd.DataFrame:
-    """Table 2a, 2b or 2c: latency and FID of 2- and 4-step methods, then the rows that only the paper has."""
+    """Table 2a, 2b or 2c: latency and FID of few-step methods, of ours and others, then what only the paper has."""
     w = 8 if name == "table2c" else 3
     dataset = "unseen-small" if name == "table2b" else "unseen"
-    paper, lines = paper_table(name), table2_lines(rows, w)
+    paper, lines = paper_table(name), table2_lines(rows, w) + pipeline_lines(rows, dataset)
     records = [_record(rows, line, dataset, paper) | {"latency_s": latency_of(latency, line)} for line in lines]
     return _frame(records + floor_records(floors, dataset, FLOORS[:2]) + cited_records(paper, lines))
 

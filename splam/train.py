@@ -20,6 +20,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ from tqdm import tqdm
 from splam.batches import Batch, CachedPaths, Source, iteration_generator
 from splam.cards import CardFacts
 from splam.checkpoints import load_last_checkpoint, save_checkpoint
+from splam.data.laion import DataError
 from splam.loss import distillation_loss
 from splam.metrics import array_hash
 from splam.models import (
@@ -59,7 +61,7 @@ from splam.parallel import (
     whole_optimizer,
     whole_weights,
 )
-from splam.params import Params, ResolvedRun, load_params, resolve
+from splam.params import Params, ParamsError, ResolvedRun, add_source_arguments, params_of, resolve
 from splam.solver import TrajectoryCache
 
 DATA_NAMES = {
@@ -351,29 +353,46 @@ def open_source(
     return OnlinePaths(stream, resolved, teacher, params.trajectories), data
 
 
-def main() -> None:
-    """Train one run; nothing is done where another process is training it already."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="a name of matrix.runs in params.yaml, e.g. splam-w3-k100-me-s0")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--teacher", type=Path, default=Path("build/teacher"))
-    parser.add_argument("--trajectories", type=Path, default=Path("build/trajectories"), help="of source = cached")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="of source = online")
-    parser.add_argument("--latents", type=Path, default=Path("build/latents"), help="of source = latents")
-    parser.add_argument("--scratch", type=Path, default=Path("build/scratch/distill"))
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    params = load_params(args.params)
-    resolved = resolve(params, args.run)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    teacher = load_teacher(args.teacher, bf16=resolved.training.bf16, device=default_device())
-    source, data = open_source(params, resolved, teacher, args)
-    scratch = scratch_folder(resolved, params, data, args.scratch)
+def main(arguments: list[str] | None = None) -> int:
+    """The command line: train one run; nothing is done where another process is training it already."""
+    options = _parser().parse_args(arguments)
+    try:
+        params = params_of(options)
+        resolved = resolve(params, options.run)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        teacher = load_teacher(options.teacher, bf16=resolved.training.bf16, device=default_device())
+        source, data = open_source(params, resolved, teacher, options)
+    except (ParamsError, FileNotFoundError, DataError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    scratch = scratch_folder(resolved, params, data, options.scratch)
     scratch.mkdir(parents=True, exist_ok=True)
+    out = options.out or Path("build/runs") / resolved.name
     with locked(scratch / "lock"):
-        train(resolved, teacher, source, scratch, args.out, card_facts(params, resolved, teacher))
+        train(resolved, teacher, source, scratch, out, card_facts(params, resolved, teacher))
     if int(os.environ.get("RANK", 0)) == 0:
         shutil.rmtree(scratch)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m splam.train",
+        description="Distil one run of a profile into a folder that stock diffusers opens.",
+        epilog="On N processes: torchrun --nproc-per-node N -m splam.train RUN ... A killed training goes on from its "
+        "last checkpoint, with the same bits, when it is started again by the same command.",
+    )
+    parser.add_argument("run", help="a name of matrix.runs, which is a run and its seed: splam-w3-k100-me-s0")
+    add_source_arguments(parser)
+    parser.add_argument("--teacher", type=Path, default=Path("build/teacher"), help="a pipeline's folder (%(default)s)")
+    trajectories = Path("build/trajectories")
+    parser.add_argument("--trajectories", type=Path, default=trajectories, help="of source = cached (%(default)s)")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="of source = online (%(default)s)")
+    parser.add_argument("--latents", type=Path, default=Path("build/latents"), help="of source = latents (%(default)s)")
+    scratch = Path("build/scratch/distill")
+    parser.add_argument("--scratch", type=Path, default=scratch, help="for checkpoints, seen by all (%(default)s)")
+    parser.add_argument("--out", type=Path, help="what is written: pipeline/, log.csv ... (build/runs/RUN)")
+    return parser
 
 
 @contextlib.contextmanager
@@ -391,4 +410,4 @@ def locked(path: Path):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

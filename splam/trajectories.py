@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from splam.data import emoji
+from splam.data.testsets import preview
 from splam.models import Teacher, guided_outputs, to_pixels
 from splam.params import Params
 from splam.schedule import ddim_grid, to_epsilon
@@ -31,21 +32,30 @@ class Draws:
 
 
 def make_draws(params: Params, data: Path, length: int) -> Draws:
-    """(x, c) ~ D and t ~ the grid, with captions of all levels and some empty ones."""
+    """(x, c) ~ D and t ~ the grid, some captions emptied; data: folder of the data stage."""
     settings = params.trajectories
-    train = emoji.Split.load(data / "train")
     generator = torch.Generator().manual_seed(params.seed)
-    if settings.draws > len(train):
-        raise ValueError(f"trajectories.draws is {settings.draws}, the training split has {len(train)} images")
-    rows = torch.randperm(len(train), generator=generator)[: settings.draws].numpy()
-    drawn = emoji.Split(train.images[rows], train.glyph[rows], train.colour[rows])
-    level = torch.randint(len(emoji.LEVELS), (settings.draws,), generator=generator)
-    captions = np.array(drawn.captions(level.numpy()), dtype=object)
+    if params.data.kind == "emoji":
+        images, texts = _emoji_samples(data, settings.draws, generator)
+    else:
+        images, texts = preview(params.data, data, settings.draws, params.seed)
+    captions = np.array(texts, dtype=object)
     captions[(torch.rand(settings.draws, generator=generator) < settings.empty_captions).numpy()] = ""
     unique, caption = np.unique(captions.astype(str), return_inverse=True)
     grid = ddim_grid(length)
     t = grid[torch.randint(len(grid), (settings.draws,), generator=generator)]
-    return Draws(drawn.images, [str(c) for c in unique], torch.from_numpy(caption), t, params.seed + 1)
+    return Draws(images, [str(c) for c in unique], torch.from_numpy(caption), t, params.seed + 1)
+
+
+def _emoji_samples(data: Path, count: int, generator: torch.Generator) -> tuple[np.ndarray, list[str]]:
+    """Training images of the tiny world, none twice, and a caption of any level for each."""
+    train = emoji.Split.load(data / "train")
+    if count > len(train):
+        raise ValueError(f"trajectories.draws is {count}, the training split has {len(train)} images")
+    rows = torch.randperm(len(train), generator=generator)[:count].numpy()
+    drawn = emoji.Split(train.images[rows], train.glyph[rows], train.colour[rows])
+    level = torch.randint(len(emoji.LEVELS), (count,), generator=generator)
+    return drawn.images, drawn.captions(level.numpy())
 
 
 def epsilons(teacher: Teacher, z: Tensor, t: Tensor, captions: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """Evaluation over test sets of any kind: references seen in batches, lazy embeddings, resized samples, the floors."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -47,8 +49,8 @@ def held_out(independent: bool) -> HeldOut:
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    monkeypatch.setattr(evaluate, "load_features", lambda name: extract)
-    monkeypatch.setattr(evaluate, "load_clip", lambda source: Clip())
+    monkeypatch.setattr(evaluate, "load_features", lambda name, device="cpu": extract)
+    monkeypatch.setattr(evaluate, "load_clip", lambda source, prefix="", device="cpu": Clip())
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def params():
 
 
 def test_references_are_seen_in_batches_and_named_as_a_whole(stand_ins, teacher, tmp_path):
-    made = make_references(teacher, held_out(True), tmp_path, "inception")
+    made = make_references(teacher, held_out(True), Clip(), "inception")
     assert made.hashes["references"] == array_hash(IMAGES) and (made.features == extract(IMAGES)).all()
     made.save(tmp_path / "a.npz")
     loaded = References.load(tmp_path / "a.npz")
@@ -67,7 +69,7 @@ def test_references_are_seen_in_batches_and_named_as_a_whole(stand_ins, teacher,
 
 def test_large_embeddings_are_made_when_asked_for(stand_ins, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "STORED_EMBEDDINGS", 1000)
-    made = make_references(teacher, held_out(True), tmp_path, "inception")
+    made = make_references(teacher, held_out(True), Clip(), "inception")
     lazy = prompt_embeddings(teacher, made)
     assert made.captions.nbytes == 0 and isinstance(lazy, PromptEmbeddings) and len(lazy) == 9
     assert torch.equal(lazy[2:4], teacher.embed(made.prompts[2:4]))
@@ -92,9 +94,9 @@ def test_reconstructions_are_made_at_the_teachers_size(teacher):
 
 
 @pytest.mark.parametrize("independent", [True, False])
-def test_floors_leave_out_what_compares_images_with_themselves(stand_ins, teacher, tmp_path, independent):
+def test_floors_leave_out_what_compares_images_with_themselves(stand_ins, teacher, independent):
     held = held_out(independent)
-    references = make_references(teacher, held, tmp_path, "inception")
+    references = make_references(teacher, held, Clip(), "inception")
     measure = Measure(references, FeatureStatistics.of(references.features), extract, Clip())
     rows = dataset_floors(teacher, measure, held, "unseen", 4, small=5)
     real, real_small, rebuilt, rebuilt_small, shuffled = rows
@@ -103,3 +105,54 @@ def test_floors_leave_out_what_compares_images_with_themselves(stand_ins, teache
     assert [row["images"] for row in rows] == [9, 5, 9, 5, 9]
     assert (real["fid"] is None) == (real_small["recall"] is None) == (not independent)
     assert rebuilt["fid"] > 0 and real["clip_score"] > 0 and shuffled["fid"] is None
+
+
+def test_a_clip_score_is_named_after_its_model(params):
+    def named(**update):
+        evaluation = params.evaluation.model_copy(update=update)
+        return evaluate.clip_name(params.model_copy(update={"evaluation": evaluation}))
+
+    assert named() == "CLIP score (tiny, in-domain)"
+    assert named(clip="ViT-g-14/laion2b_s12b_b42k", clip_prefix="A photo depicts ") == (
+        "CLIP score (ViT-g-14/laion2b_s12b_b42k, 'A photo depicts' before captions)"
+    )
+
+
+def test_another_teacher_has_a_card_without_rows(params, teacher):
+    other = params.model_copy(update={"teacher": params.teacher.model_copy(update={"source": "someone/sd"})})
+    card = evaluate.teacher_card(other, teacher)
+    assert card["rows"] == [] and card["protocol"]["teacher"] == "someone/sd"
+    assert list(card["protocol"]["unet"]) == ["diffusion_pytorch_model.safetensors"]
+
+
+@pytest.fixture
+def built(stand_ins, teacher, teacher_folder, tmp_path):
+    """A build folder with a teacher and the references of the unseen set."""
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build/teacher").symlink_to(teacher_folder)
+    make_references(teacher, held_out(True), Clip(), "inception").save(tmp_path / "build/references/unseen.npz")
+    return tmp_path / "build"
+
+
+def with_pipeline(source) -> list[str]:
+    row = {"name": "InstaFlow-0.9B", "source": str(source), "scheduler": "LCMScheduler", "steps": [1]}
+    return ["evaluation.batch_size=4", f"evaluation.pipelines={json.dumps({'other': row | {'guidance_scale': 1}})}"]
+
+
+def test_any_pipeline_is_measured_by_the_same_prompts_and_seeds(built, teacher_folder):
+    params = Params.model_validate(compose("smoke", overrides=with_pipeline(teacher_folder)))
+    assert params.matrix.others[-1] == params.matrix.systems[-1] == "pipeline-other"
+    (row,) = evaluate.evaluate_system(params, "pipeline-other", built)["rows"]
+    assert (row["system"], row["method"], row["steps"], row["images"]) == ("pipeline-other", "InstaFlow-0.9B", 1, 9)
+    assert row["fid"] > 0 and row["paired_distance"] is None and row["guidance_scale"] == 1
+
+
+def test_command_line_writes_rows_and_names_what_is_wrong(built, teacher_folder, tmp_path, capsys):
+    arguments = ["--profile", "smoke", "--build", str(built)]
+    override = ["--set", *with_pipeline(teacher_folder)]
+    assert evaluate.main(["pipeline-other", *arguments, "--out", str(tmp_path / "a/b.json"), *override]) == 0
+    assert json.loads((tmp_path / "a/b.json").read_text())["protocol"]["set"] == "a-set"
+    assert evaluate.main(["pipeline-none", *arguments]) == 1
+    assert "system 'pipeline-none' is not in params.yaml; there are: " in capsys.readouterr().err
+    assert evaluate.main(["lcm-w3-k20-s0", "--profile", "smoke", "--build", str(tmp_path / "none")]) == 1
+    assert "run the teacher stage first" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Parameters: composing a profile, and one readable line for everything that is wrong with it."""
 
+import argparse
 import copy
 
 import pytest
@@ -94,6 +95,7 @@ def test_derived_sections(conf):
     assert composed["matrix"] == {
         "scales": ["3", "7.5"],
         "runs": runs,
+        "others": ["baselines-w3", "baselines-w7.5"],
         "systems": [*runs, "baselines-w3", "baselines-w7.5"],
     }
     assert list(composed["systems"]) == runs
@@ -169,6 +171,8 @@ def test_command_writes_only_what_changed(conf, tmp_path, monkeypatch, capsys):
         ("runs.lcm.datasets=[unseen-small]", "runs.lcm.datasets: 'unseen-small' is measured wherever 'unseen' is"),
         ("evaluation.baselines.ddim.datasets=[unseen-small]", "baselines.ddim.datasets: 'unseen-small' is measured"),
         ("matrix.runs=[a]", "matrix: derived, not to be set"),
+        ("inventory.data=a", "inventory: derived, not to be set"),
+        ("evaluation.pipelines.a/b={}", "evaluation.pipelines.a/b.*: .*match pattern"),
         ("seed", "override 'seed' is not key=value"),
     ],
 )
@@ -262,3 +266,50 @@ def test_online_paths_need_no_cache_of_their_guidance_scale_or_length(conf):
 def test_a_global_batch_counts_processes_and_micro_batches(conf):
     overrides = ["training.accumulation=3", "training.processes=4", FSDP]
     assert params.Params.model_validate(compose("small", conf, overrides)).training.global_batch == 2 * 3 * 4
+
+
+ROW = {"name": "x", "source": "a/b", "steps": [1, 2], "guidance_scale": 1}
+
+
+def test_other_pipelines_are_systems_and_have_rows_of_their_own(conf):
+    overrides = [f"evaluation.pipelines.{key}={ROW | {'steps': steps}}" for key, steps in (("a", [1]), ("b", [2]))]
+    matrix = compose("small", conf, overrides)["matrix"]
+    assert matrix["others"] == ["baselines-w3", "baselines-w7.5", "pipeline-a", "pipeline-b"]
+    assert matrix["systems"] == matrix["runs"] + matrix["others"]
+    with pytest.raises(ParamsError, match="evaluation.pipelines: 'x' in 2 steps names two rows"):
+        compose("small", conf, [*overrides, "evaluation.pipelines.a.steps=[1, 2]"])
+
+
+def test_the_inventory_follows_the_files(conf, tmp_path):
+    shard, teacher = tmp_path / "a.tar", tmp_path / "teacher"
+    (conf / "sd.yaml").write_text(
+        yaml.safe_dump(
+            {"extends": "small", "teacher": {"source": str(teacher)}, "data": LAION | {"shards": [str(shard)]}}
+        )
+    )
+    none = compose("sd", conf)["inventory"]
+    shard.write_bytes(b"1")
+    teacher.mkdir()
+    some = compose("sd", conf)["inventory"]
+    shard.write_bytes(b"12")
+    more = compose("sd", conf)["inventory"]
+    assert none == {"data": "nothing", "teacher": "nothing"} == compose("small", conf)["inventory"]
+    assert some["data"] != none["data"] and some["teacher"] != none["teacher"]
+    assert more["data"] != some["data"] and more["teacher"] == some["teacher"]
+
+
+def test_command_lines_compose_a_profile_or_read_a_file(conf, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parser = argparse.ArgumentParser()
+    params.add_source_arguments(parser)
+
+    def read(*arguments):
+        return params.params_of(parser.parse_args(arguments))
+
+    assert read("--profile", "small", "--set", "seed=3").seed == 3 and not (tmp_path / "params.yaml").exists()
+    params.write_params("small", conf, ["seed=4"], tmp_path / "other.yaml")
+    assert read("--params", "other.yaml").seed == 4
+    with pytest.raises(ParamsError, match="--set overrides keys of a profile: name one by --profile"):
+        read("--set", "seed=3")
+    with pytest.raises(ParamsError, match="there is no params.yaml"):
+        read()

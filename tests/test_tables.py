@@ -138,3 +138,24 @@ def test_world_card_orders_steps_and_adds_floors(metrics):
 @pytest.mark.parametrize(("value", "text"), [(12345.6, "12,346"), (887.62, "887.6"), (10.06, "10.06"), (math.nan, "")])
 def test_numbers_are_readable(value, text):
     assert tables.number(value) == text
+
+
+def test_other_pipelines_stand_in_table_2_beside_the_papers_number(metrics):
+    row = metrics.rows[metrics.rows["dataset"] == "unseen"].iloc[[0]]
+    facts = {
+        "system": "pipeline-a",
+        "run": "",
+        "variant": "",
+        "guidance_scale": 1,
+        "seed": 0,
+        "final": True,
+        "steps": 1,
+    }
+    others = [row.assign(**facts, method=name) for name in ("InstaFlow-0.9B", "Another")]
+    others[1] = others[1].assign(system="pipeline-b")
+    built = tables.build_tables(pd.concat([metrics.rows, *others]), metrics.latency, metrics.floors)
+    table = built["table2a"].set_index(["method", "steps"])
+    assert table.index.is_unique  # measured, and then not cited as well
+    assert list(table.loc[("InstaFlow-0.9B", 1), ["source", "paper_fid"]]) == ["measured", 13.10]
+    assert table.loc[("Another", 1), "source"] == "measured" and pd.isna(table.loc[("Another", 1), "paper_fid"])
+    assert "Another" not in set(built["table2b"]["method"])

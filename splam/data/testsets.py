@@ -183,7 +183,7 @@ def describe(data: EmojiData | LaionData, folder: Path) -> list[str]:
 
 
 def preview(data: EmojiData | LaionData, folder: Path, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """A few training images with their captions: uint8 (count, h, w, 3), and count strings."""
+    """The first training images with their captions: uint8 (count, h, w, 3), and count strings."""
     if data.kind == "emoji":
         train = emoji.Split.load(folder / "train")
         return np.asarray(train.images[:count]), train.captions(np.arange(len(train)) % len(emoji.LEVELS))[:count]
