@@ -392,8 +392,8 @@ def make_student(teacher_unet: nn.Module, run: Run, training: Training) -> nn.Mo
 
 def student_shell(teacher_unet: nn.Module, run: Run, training: Training) -> nn.Module:
     """A UNet of a student's architecture, without an adapter, whose weights are still to be loaded."""
-    config = {**teacher_unet.config, "time_cond_proj_dim": condition_width(run, training)}
-    return type(teacher_unet).from_config(config)
+    # By keyword: from_config drops a changed entry that the teacher's config.json left at its default.
+    return type(teacher_unet).from_config(teacher_unet.config, time_cond_proj_dim=condition_width(run, training))
 
 
 def add_lora(unet: nn.Module, rank: int) -> None:
@@ -451,7 +451,7 @@ def published_unet(student: nn.Module, run: Run) -> nn.Module:
         published.unload_lora()
     if run.method != "splam" or published.config.time_cond_proj_dim is None:
         return published
-    plain = type(student).from_config({**student.config, "time_cond_proj_dim": None})
+    plain = type(student).from_config(student.config, time_cond_proj_dim=None)
     kept = {k: v for k, v in published.state_dict().items() if "cond_proj" not in k}
     plain.load_state_dict(kept)
     return plain.eval()
@@ -509,7 +509,7 @@ def load_authors_unet(path: Path, like: nn.Module | None = None) -> nn.Module:
     bias, matrix = (weights[f"time_embedding.linear_1.{name}"].double() for name in ("bias", "weight"))
     folded = bias + matrix @ (cond_proj.double() @ constant.double())
     weights["time_embedding.linear_1.bias"] = folded
-    unet = UNet2DConditionModel.from_config({**config, "time_cond_proj_dim": None})
+    unet = UNet2DConditionModel.from_config(config, time_cond_proj_dim=None)
     unet.load_state_dict(weights)
     return unet.eval()
 

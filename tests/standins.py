@@ -1,5 +1,6 @@
 """Pipelines of Stable Diffusion's own classes and file formats, shrunk and with random weights."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -88,7 +89,15 @@ def save_sd(folder: Path, prediction_type: str = "epsilon", dropout: float = 0.0
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder)
+    _as_published(folder / "unet/config.json")
     return folder
+
+
+def _as_published(config: Path) -> None:
+    """Leave out what Stable Diffusion's own config.json, written before there was such a key, leaves out."""
+    content = json.loads(config.read_text())
+    newer = ("time_cond_proj_dim", "addition_embed_type", "class_embed_type", "timestep_post_act", "encoder_hid_dim")
+    config.write_text(json.dumps({key: value for key, value in content.items() if key not in newer}))
 
 
 def save_sdxl(folder: Path) -> Path:
