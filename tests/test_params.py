@@ -248,9 +248,9 @@ LORA = "runs.lcm.method=lcm_lora"
         ([FSDP, "training.processes=2", "training.optimizer=adamw_8bit"], "adamw_8bit keeps no sharded state"),
         (["training.condition_width=7"], "runs.splam-k100: training.condition_width = 7 must be even"),
         (["training.accumulation=0"], "training.accumulation = 0: .*greater than 0"),
-        (["training.source=disk"], "training.source = disk: .*'cached', 'online' or 'latents'"),
-        (["training.optimizer=sgd"], "training.optimizer = sgd: .*'adamw' or 'adamw_8bit'"),
-        (["teacher.dtype=float16"], "teacher.dtype = float16: .*'float32' or 'bfloat16'"),
+        (["training.source=disk"], "training.source = 'disk': .*'cached', 'online' or 'latents'"),
+        (["training.optimizer=sgd"], "training.optimizer = 'sgd': .*'adamw' or 'adamw_8bit'"),
+        (["teacher.dtype=float16"], "teacher.dtype = 'float16': .*'float32' or 'bfloat16'"),
         (["training.source=online", "runs.splam-k100.skip=50"], "must be a multiple of trajectories.solver_skip = 20"),
     ],
 )
