@@ -265,7 +265,7 @@ def scale_line(metrics: Metrics, profile: str, kind: str) -> str:
 def scale_warning(metrics: Metrics) -> str:
     """Whether the numbers may be read against the paper's; empty for Inception FID."""
     name = str(metrics.protocol.get("fid", ""))
-    if name == "FID" or "Inception" in name:
+    if "Inception" in name:
         return ""
     return (
         f"These numbers are {name or 'of an unrecorded kind'}, on data of this profile: they are not on the scale of "
