@@ -160,7 +160,7 @@ def table2_lines(rows: pd.DataFrame, w: float) -> list[Line]:
 
 def pipeline_lines(rows: pd.DataFrame, dataset: str) -> list[Line]:
     """The measured pipelines of others' making (evaluation.pipelines), under their own names."""
-    found = rows[rows["system"].fillna("").str.startswith("pipeline-") & (rows["dataset"] == dataset)]
+    found = rows[rows["system"].astype(str).str.startswith("pipeline-") & (rows["dataset"] == dataset)]
     return [
         Line(row.method, int(row.steps), {"system": row.system, "guidance_scale": row.guidance_scale})
         for row in found.itertuples()
