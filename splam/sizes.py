@@ -242,11 +242,12 @@ def memory_per_process(work: Work, run: Run, training: Training) -> dict[str, fl
     unet, share = FLOAT32 * work.unet_weights, 1 / training.processes if training.sharding == "fsdp" else 1.0
     trained = 0.05 if run.method == "lcm_lora" else 1.0  # an adapter is a few hundredths of its network
     moments = 2 * unet * (0.25 if training.optimizer == "adamw_8bit" else 1.0)
+    buckets = unet if training.processes > 1 and training.sharding == "none" else 0.0  # DDP's copy of the gradients
     kept = work.activations * NORMS * (CHECKPOINTED if training.gradient_checkpointing else 1.0)
     encoding = ENCODER_TENSORS * FLOAT32 * work.first_channels * work.pixels**2 if training.source == "online" else 0.0
     return {
         "student and its average": 2 * unet * share,
-        "gradients and moments": (unet + moments) * trained * share,
+        "gradients and moments": (unet + buckets + moments) * trained * share,
         "teacher": FLOAT32 * work.weights,
         "bfloat16 copies": HALF * work.unet_weights,
         f"activations of {training.batch_size} samples": training.batch_size * max(kept, encoding),
