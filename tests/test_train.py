@@ -186,12 +186,12 @@ def test_command_line_on_two_processes_gives_the_losses_of_one(teacher_folder, p
 def test_command_line_takes_a_profile_and_names_what_is_wrong(teacher_folder, paths, tmp_path, capsys):
     run, flags = "splam-w3-k20-s0", ["--profile", "smoke", "--teacher", str(teacher_folder)]
     flags += ["--scratch", str(tmp_path / "scratch"), "--trajectories", str(tmp_path / "trajectories")]
-    override = ["--set", *OVERRIDES, "training.iterations=2", "runs.splam-w3-k20.training={snapshots: []}"]
+    override = ["--set", *OVERRIDES, "runs.splam-w3-k20.training={snapshots: []}"]
     assert train.main([run, *flags, *override]) == 1
     assert "run the trajectories stage" in capsys.readouterr().err
     paths.save(tmp_path / "trajectories/w3.safetensors")
     assert train.main([run, *flags, "--out", str(tmp_path / "out"), *override]) == 0
-    assert len(pd.read_csv(tmp_path / "out/log.csv")) == 2
+    assert len(pd.read_csv(tmp_path / "out/log.csv")) == 6
     assert train.main(["splam-s9", "--profile", "smoke"]) == 1
     assert "there is no run 'splam-s9'; there are: lcm-" in capsys.readouterr().err
     assert train.main([run, "--profile", "smoke", "--teacher", str(tmp_path / "none")]) == 1
