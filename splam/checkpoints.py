@@ -12,23 +12,26 @@ import torch
 
 
 def save_checkpoint(folder: Path, iteration: int, content: dict[str, Any], keep: int) -> Path:
-    """Write folder/checkpoint-<iteration>.pt and remove all but the last `keep`; returns its path.
+    """Write folder/checkpoint-<iteration>.pt and remove all but the last `keep`; returns its path."""
+    path = folder / f"checkpoint-{iteration:08d}.pt"
+    save_atomically(content, path)
+    for old in sorted(folder.glob("checkpoint-*.pt"))[:-keep]:
+        old.unlink()
+    return path
 
-    It is written under another name, flushed to the disk and then renamed: after a power cut, too, the name stands
+
+def save_atomically(content: dict[str, Any], path: Path) -> None:
+    """Write one file under another name, flush it to the disk and rename it: after a power cut, too, the name stands
     for a whole file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"checkpoint-{iteration:08d}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     with partial.open("wb") as file:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-    _flush_folder(folder)
-    for old in sorted(folder.glob("checkpoint-*.pt"))[:-keep]:
-        old.unlink()
-    return path
+    _flush_folder(path.parent)
 
 
 def load_last_checkpoint(folder: Path) -> dict[str, Any] | None:

@@ -53,7 +53,7 @@ from splam.pipelines import draw_images, open_any
 from splam.sampling import baseline_scheduler, generators, sample_consistency, sample_scheduler
 from splam.solver import guided_epsilon
 
-TINY_CLIP = "models/tiny/clip"
+TINY_CLIP = str(TINY_MODELS / "clip")
 FID_NAMES = {"efficientnet_lite0": "FID (EfficientNet-Lite0)", "inception": "FID (Inception)"}
 METHOD_NAMES = {"lcm": "LCM (fix w)", "lcm_star": "LCM*", "lcm_lora": "LCM-LoRA", "splam": "SPLAM"}
 SCHEDULER_NAMES = {

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from splam.checkpoints import save_atomically
 from splam.data import emoji
 from splam.figures import picture_grid
 from splam.metrics import load_clip
@@ -77,7 +78,7 @@ def fit(module: nn.Module, loss: Loss, recipe: Recipe, scratch: Path, label: str
         if not torch.isfinite(value):
             raise FloatingPointError(f"{label}: the loss is {value.item()} at iteration {iteration}; lower its rate")
         if time.monotonic() - saved > recipe.checkpoint_seconds or iteration + 1 == recipe.iterations:
-            _save_atomically(
+            save_atomically(
                 {
                     "module": module.state_dict(),
                     "average": average.state_dict(),
@@ -100,12 +101,6 @@ def rate(iteration: int, recipe: Recipe) -> float:
         return recipe.learning_rate * warm * (1 - iteration / recipe.iterations)
     slow = 1 - min(iteration, recipe.iterations - recipe.cooldown) / recipe.horizon
     return recipe.learning_rate * warm * slow * min(1.0, (recipe.iterations - iteration) / recipe.cooldown)
-
-
-def _save_atomically(state: dict, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
 
 
 def _autocast(recipe: Recipe):
