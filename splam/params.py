@@ -35,8 +35,6 @@ class Recipe(Strict):
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     warmup: PositiveInt
-    horizon: PositiveInt | None = Field(None, description="see splam.world.rate")
-    cooldown: PositiveInt | None = None
     weight_decay: float
     gradient_norm: PositiveFloat
     ema_decay: float = Field(ge=0, lt=1)
@@ -44,7 +42,6 @@ class Recipe(Strict):
     seed: int
     checkpoint_seconds: PositiveFloat
     empty_captions: float = Field(0.0, ge=0, le=1)
-    noise: float = Field(0.0, ge=0, description="standard deviation of what the decoder's latents are disturbed by")
 
 
 class Card(Strict):
@@ -64,7 +61,6 @@ class World(Strict):
     latent_channels: PositiveInt
     text_tokens: PositiveInt
     vae: Recipe
-    decoder: Recipe
     unet: Recipe
     clip: Recipe
     card: Card

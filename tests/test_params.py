@@ -23,7 +23,7 @@ RECIPE = dict(
     checkpoint_seconds=60,
 )
 CARD = dict(features="efficientnet_lite0", images=4, samplers=["ddim"], guidance_scales=[3], steps=[1], bf16=False)
-MODELS = {"vae": RECIPE, "decoder": RECIPE, "unet": RECIPE, "clip": RECIPE}
+MODELS = {"vae": RECIPE, "unet": RECIPE, "clip": RECIPE}
 BASE = {"world": {"latent_channels": 4, "text_tokens": 8, **MODELS, "card": CARD}}
 PROFILE = {
     "extends": "base",
