@@ -48,7 +48,7 @@ from splam.models import (
     load_teacher,
     to_pixels,
 )
-from splam.params import Baseline, Params, ParamsError, ResolvedRun, add_source_arguments, params_of, resolve
+from splam.params import Baseline, Card, Params, ParamsError, ResolvedRun, add_source_arguments, params_of, resolve
 from splam.pipelines import draw_images, open_any
 from splam.sampling import baseline_scheduler, generators, sample_consistency, sample_scheduler
 from splam.solver import guided_epsilon
@@ -281,6 +281,8 @@ def draw_baseline(
 
     def draw(rows: slice, seeds: list[int]) -> Tensor:
         def output(z: Tensor, t: Tensor) -> Tensor:
+            if guidance_scale == 1:  # no guidance: the unconditional half would count for nothing
+                return teacher.network(teacher.unet, captions[rows])(z, t, torch.ones(len(z)))
             return guided_epsilon(*guided_outputs(teacher, z, t, captions[rows], empty), guidance_scale)
 
         made = baseline_scheduler(scheduler, teacher.scheduler_config)
@@ -542,28 +544,41 @@ def evaluate_system(params: Params, system: str, build: Path) -> dict:
     return {"protocol": bench.protocol(), "rows": rows}
 
 
-def world_card(params: Params, data: Path, models: Path, scratch: Path) -> dict:
-    """{"protocol": ..., "floors": [...], "rows": [...]}: FID of the tiny teacher's samplers on unseen combinations.
+def card_draws(card: Card) -> list[tuple[str, str, float, int]]:
+    """(dataset, sampler, w, steps) of every set of images that the world's card measures, none twice."""
+    most = max(card.steps)
+    grid = itertools.product(["unseen"], card.samplers, card.guidance_scales, card.steps)
+    curve = [("unseen", "ddim", w, most) for w in [*card.curve_scales, card.main_scale]]
+    return list(dict.fromkeys([*grid, *curve, ("seen", "ddim", card.main_scale, most)]))
 
-    The pipeline is put together in `scratch`. params.world.card says what is measured.
+
+def world_card(params: Params, data: Path, models: Path, scratch: Path) -> tuple[dict, np.ndarray]:
+    """What the tiny teacher can do, {"protocol": ..., "floors": [...], "rows": [...]}, and pictures it draws.
+
+    Samplers on unseen combinations; DDIM in the most steps over w, and on seen combinations beside the unseen ones.
+    The pictures, uint8 (params.world.card.pictures, h, w, 3), are of unseen combinations. The pipeline is put
+    together in `scratch`.
     """
     card = params.world.card
     assemble_tiny(scratch / "teacher", params.world.text_tokens, models)
     teacher = load_teacher(scratch / "teacher", bf16=card.bf16)
-    held_out = emoji_set(data, "unseen", card.images)
-    clip = load_clip(models / "clip")
-    references = make_references(teacher, held_out, clip, card.features)
-    measure = Measure.against(references, load_features(card.features), clip)
-    captions = prompt_embeddings(teacher, references)
-    rows = []
-    for sampler, w, steps in itertools.product(card.samplers, card.guidance_scales, card.steps):
-        label = f"{sampler} w={w:g} {steps} steps"
-        row = measure(draw_baseline(teacher, captions, sampler, w, steps, params, label))(card.images)
-        facts = {"method": SCHEDULER_NAMES[sampler], "guidance_scale": w, "steps": steps, "dataset": "unseen"}
-        rows.append(facts | row)
-    floors = dataset_floors(teacher, measure, held_out, "unseen", params.evaluation.batch_size)
-    facts = protocol(params, card.features, references, teacher) | {"teacher": file_hash(models / "unet" / WEIGHTS)}
-    return {"protocol": facts, "floors": floors, "rows": rows}
+    clip, extract = load_clip(models / "clip"), load_features(card.features)
+    held_out = {d: emoji_set(data, d, card.images) for d in ("unseen", "seen")}
+    references = {d: make_references(teacher, h, clip, card.features) for d, h in held_out.items()}
+    measures = {d: Measure.against(r, extract, clip) for d, r in references.items()}
+    rows, most = [], max(card.steps)
+    for dataset, sampler, w, steps in card_draws(card):
+        label, captions = f"{sampler} w={w:g} {dataset} {steps} steps", prompt_embeddings(teacher, references[dataset])
+        images = draw_baseline(teacher, captions, sampler, w, steps, params, label)
+        facts = {"method": SCHEDULER_NAMES[sampler], "guidance_scale": w, "steps": steps, "dataset": dataset}
+        rows.append(facts | measures[dataset](images)(card.images))
+        if (dataset, sampler, w, steps) == ("unseen", "ddim", card.main_scale, most):
+            pictures = images[: card.pictures]
+    size = params.evaluation.batch_size
+    floors = [row for d, m in measures.items() for row in dataset_floors(teacher, m, held_out[d], d, size)]
+    protocols = {d: protocol(params, card.features, r, teacher) for d, r in references.items()}
+    facts = protocols["unseen"] | {"datasets": protocols, "teacher": file_hash(models / "unet" / WEIGHTS)}
+    return {"protocol": facts, "floors": floors, "rows": rows}, pictures
 
 
 def main(arguments: list[str] | None = None) -> int:

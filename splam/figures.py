@@ -269,6 +269,17 @@ def picture_grid(
     return figure
 
 
+def mosaic(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
+    """Images uint8 (n, h, w, 3) in rows of `columns`, on white, `gap` pixels apart: uint8 (height, width, 3)."""
+    count, h, w, _ = images.shape
+    rows = -(-count // columns)
+    canvas = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
+        canvas[top : top + h, left : left + w] = image
+    return canvas
+
+
 def figure3a(images: np.ndarray, prompts: list[str], guidance_scales: list[float]) -> Figure:
     """One prompt a row, one guidance scale a column: uint8 (prompts, w, h, w, 3)."""
     columns = [f"w = {w:g}" for w in guidance_scales]

@@ -50,8 +50,11 @@ class Card(Strict):
     features: Literal["efficientnet_lite0", "inception"]
     images: PositiveInt
     samplers: list[Literal["ddim", "dpmsolver", "dpmsolver++", "unipc"]]
-    guidance_scales: list[float]
-    steps: list[PositiveInt]
+    guidance_scales: list[float] = Field(description="w of every sampler at every number of steps")
+    steps: list[PositiveInt] = Field(min_length=1)
+    curve_scales: list[float] = Field(description="w at which DDIM in the most steps is measured too")
+    main_scale: float = Field(description="w at which seen combinations are drawn too, and the pictures")
+    pictures: PositiveInt = Field(description="images to be shown, the first ones of the unseen combinations")
     bf16: bool
 
 

@@ -384,6 +384,7 @@ def write_index(report_folder: Path, profile: str, root: Path = Path(".")) -> Pa
         figures=figure_views(folder),
         claims=claim_views(folder),
         world=_grid(tables.world_card(metrics.world, metrics.floors)) if len(metrics.world) else None,
+        quality=_grid(tables.teacher_quality(metrics.world, metrics.floors)) if len(metrics.world) else None,
         files=sorted(p.relative_to(folder).as_posix() for p in (folder / "metrics").rglob("*.json")),
     )
     (folder / "index.html").write_text(page)

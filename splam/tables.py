@@ -22,18 +22,23 @@ PAPER_NAMES = {
 }
 PAPER_SETS = {"unseen": "COCO-30k", "seen": "LAION-Aesthetics-6+"}
 FLOORS = ("Real images", "VAE reconstruction", "Shuffled captions")
-METRICS = ("fid", "clip_score", "kid", "precision", "recall")
+METRICS = ("fid", "clip_score", "kid", "precision", "recall", "paired_distance")
 TABLE_COLUMNS = (
     *("method", "dataset", "steps", "fid", "clip_score", "fid_se", "clip_score_se", "seeds", "images", "source"),
-    *("paper_fid", "paper_clip_score", "latency_s", "paper_latency_s", "kid", "precision", "recall", "family"),
-    *("variant", "guidance_scale", "skip"),
+    *("paper_fid", "paper_clip_score", "latency_s", "paper_latency_s", "kid", "precision", "recall"),
+    *("paired_distance", "family", "variant", "guidance_scale", "skip"),
 )
+BESIDE_FID = {"kid": "KID", "precision": "precision", "recall": "recall", "paired_distance": "from teacher"}
 TITLES = {
     "table1": "Table 1. Few-step generation, w = 8, k = 20",
     "table2a": "Table 2a. w = 3, the larger evaluation",
     "table2b": "Table 2b. w = 3, the smaller evaluation",
     "table2c": "Table 2c. w = 8",
 }
+PAIRED = (
+    '"From teacher" is the RMS difference, pixels in [0, 1], from the teacher\'s own many-step image of the same '
+    "caption, noise and w."
+)
 PAPER_SCALE = {
     "table1": "The paper's numbers: SD 2.1-base, COCO-30k for the unseen set, LAION-Aesthetics-6+ for the seen one.",
     "table2a": "The paper's numbers: SD 1.5, COCO 2014, 30,000 images.",
@@ -226,6 +231,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         shown = {"method": wide["method"], "test set": wide["dataset"], "steps": shown["steps"]}
     shown["FID"] = [with_error(*pair) for pair in zip(wide["fid"], wide["fid_se"], strict=True)]
     shown["paper's FID"] = wide["paper_fid"].map(as_printed)
+    shown |= {name: wide[c].map(lambda v: number(v, 3)) for c, name in BESIDE_FID.items() if c in table}
     if "paper_clip_score" in table:
         pairs = zip(wide["clip_score"], wide["clip_score_se"], strict=True)
         shown["CLIP score"] = [with_error(*pair) for pair in pairs]
@@ -246,7 +252,9 @@ def caption(name: str, table: pd.DataFrame, protocol: dict[str, object]) -> str:
         metrics.append(protocol.get("clip_score", "CLIP score (model not recorded)"))
     times = f" Baselines: {protocol['baseline_times']} times." if "baseline_times" in protocol else ""
     spread = " ± is the standard error over seeds." if table["fid_se"].notna().any() else ""
-    return f"{TITLES[name]}. {'; '.join(map(str, metrics))}; {images} images.{times}{spread} {PAPER_SCALE[name]}"
+    pairs = f" {PAIRED}" if "paired_distance" in table else ""
+    shown = f"{'; '.join(map(str, metrics))}; {images} images.{times}{spread}{pairs}"
+    return f"{TITLES[name]}. {shown} {PAPER_SCALE[name]}"
 
 
 def markdown(table: pd.DataFrame, text: str) -> str:
@@ -284,9 +292,12 @@ def headline(table: pd.DataFrame, dataset: str = "unseen") -> pd.DataFrame:
 
 
 def world_card(world: pd.DataFrame, floors: pd.DataFrame) -> pd.DataFrame:
-    """FID of the undistilled teacher by sampler, w and steps, and of real and reconstructed images (one column)."""
+    """FID of the undistilled teacher by sampler, w and steps, and of real and reconstructed images (one column).
+
+    On unseen combinations; of DDIM in the most steps teacher_quality says more.
+    """
     records = {}
-    for row in world.dropna(subset=["fid"]).to_dict("records"):
+    for row in world[world["dataset"] == "unseen"].dropna(subset=["fid"]).to_dict("records"):
         name = f"{row['method']}, w = {row['guidance_scale']:g}"
         records.setdefault(name, {})[int(row["steps"])] = number(row["fid"])
     card = pd.DataFrame.from_dict(records, orient="index").sort_index(axis=1)
@@ -295,3 +306,25 @@ def world_card(world: pd.DataFrame, floors: pd.DataFrame) -> pd.DataFrame:
         found = floors[(floors["method"] == name) & (floors["dataset"] == "unseen")]
         card.loc[name, "no sampling"] = number(found["fid"].iloc[0]) if len(found) else ""
     return card.fillna("").rename_axis("sampler").reset_index()
+
+
+def teacher_quality(world: pd.DataFrame, floors: pd.DataFrame) -> pd.DataFrame:
+    """Every metric of the teacher's DDIM in the most steps, a row for each test set and w, then each set's floors.
+
+    Unseen and seen combinations are measured against references of their own: compare each with its own floors.
+    """
+    most = world[(world["method"] == "DDIM") & (world["steps"] == world["steps"].max())]
+    records = []
+    for dataset in ("unseen", "seen"):
+        drawn = most[most["dataset"] == dataset].sort_values("guidance_scale").to_dict("records")
+        real = floors[(floors["dataset"] == dataset) & floors["method"].isin(FLOORS)].to_dict("records")
+        rows = [(f"DDIM, {row['steps']:g} steps, w = {row['guidance_scale']:g}", row) for row in drawn]
+        rows += [(row["method"], row) for row in real if drawn]
+        records += [{"what": name, "test set": dataset, **_quality(row)} for name, row in rows]
+    return pd.DataFrame(records)
+
+
+def _quality(row: dict[str, object]) -> dict[str, str]:
+    """A row's FID and what stands beside it, as text."""
+    names = {"fid": "FID", "kid": "KID", "precision": "precision", "recall": "recall", "clip_score": "CLIP score"}
+    return {name: number(row.get(column)) for column, name in names.items()}

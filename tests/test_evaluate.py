@@ -125,6 +125,45 @@ def test_another_teacher_has_a_card_without_rows(params, teacher):
     assert list(card["protocol"]["unet"]) == ["diffusion_pytorch_model.safetensors"]
 
 
+def test_the_card_draws_nothing_twice_and_sets_seen_beside_unseen(params):
+    card = params.world.card
+    draws = evaluate.card_draws(card)
+    assert len(set(draws)) == len(draws)
+    most = max(card.steps)
+    curve = {w for dataset, sampler, w, steps in draws if (dataset, sampler, steps) == ("unseen", "ddim", most)}
+    assert curve == {1, 2, 3, 5, 8}
+    assert [d for d in draws if d[0] == "seen"] == [("seen", "ddim", card.main_scale, most)]
+
+
+def test_the_worlds_card_has_both_sets_their_floors_and_pictures(params, teacher, stand_ins, tmp_path, monkeypatch):
+    update = {"images": 9, "samplers": ["ddim"], "guidance_scales": [3], "steps": [1, 2], "curve_scales": [1, 3]}
+    card = params.world.card.model_copy(update={**update, "pictures": 4})
+    params = params.model_copy(update={"world": params.world.model_copy(update={"card": card})})
+    monkeypatch.setattr(evaluate, "assemble_tiny", lambda folder, tokens, models: None)
+    monkeypatch.setattr(evaluate, "load_teacher", lambda folder, bf16: teacher)
+    monkeypatch.setattr(evaluate, "emoji_set", lambda folder, dataset, count: held_out(True))
+    monkeypatch.setattr(evaluate, "file_hash", lambda path: path.name)
+    made, pictures = evaluate.world_card(params, tmp_path, tmp_path, tmp_path)
+    rows = [(row["dataset"], row["guidance_scale"], row["steps"]) for row in made["rows"]]
+    assert rows == [("unseen", 3, 1), ("unseen", 3, 2), ("unseen", 1, 2), ("seen", 3, 2)]
+    assert all(row["fid"] > 0 and row["clip_score"] is not None and row["images"] == 9 for row in made["rows"])
+    assert pictures.shape == (4, 32, 32, 3) and pictures.dtype == np.uint8
+    floors = {(row["dataset"], row["method"]) for row in made["floors"]}
+    assert floors >= {("unseen", "Real images"), ("seen", "Real images"), ("seen", "VAE reconstruction")}
+    assert made["protocol"]["set"] == "a-set" and set(made["protocol"]["datasets"]) == {"unseen", "seen"}
+
+
+def test_no_guidance_asks_the_network_for_captions_alone(params, teacher, monkeypatch):
+    captions = teacher.embed(["a", "b"])
+
+    def draw(guidance_scale):
+        return evaluate.draw_baseline(teacher, captions, "ddim", guidance_scale, 2, params, "x")
+
+    near = draw(1 + 1e-9)
+    monkeypatch.setattr(evaluate, "guided_outputs", None)  # a call would fail
+    assert np.abs(draw(1.0).astype(int) - near).max() <= 1
+
+
 @pytest.fixture
 def built(stand_ins, teacher, teacher_folder, tmp_path):
     """A build folder with a teacher and the references of the unseen set."""

@@ -51,6 +51,14 @@ def test_figure2c_shows_the_x0_error_beside_delta(metrics):
     assert len(right.lines) == 2
 
 
+def test_a_mosaic_puts_images_in_rows_on_white():
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] + np.zeros((5, 2, 3, 3), np.uint8)
+    picture = figures.mosaic(images, columns=3, gap=1)
+    assert picture.shape == (2 * 3 + 1, 3 * 4 + 1, 3)
+    assert (picture[4:6, 5:8] == 4).all() and (picture[1:3, 9:12] == 2).all()
+    assert (picture[:, 0] == 255).all() and (picture[4:6, 9:] == 255).all()
+
+
 def test_figure3b_keeps_students_measured_at_several_w(metrics):
     points = figures.figure3b_points(metrics.rows)
     scales = points[(points["student"] == "SPLAM (scaled input)") & (points["skip"] == 20)]["guidance_scale"]

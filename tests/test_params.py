@@ -22,7 +22,17 @@ RECIPE = dict(
     seed=0,
     checkpoint_seconds=60,
 )
-CARD = dict(features="efficientnet_lite0", images=4, samplers=["ddim"], guidance_scales=[3], steps=[1], bf16=False)
+CARD = dict(
+    features="efficientnet_lite0",
+    images=4,
+    samplers=["ddim"],
+    guidance_scales=[3],
+    steps=[1],
+    curve_scales=[1, 3],
+    main_scale=3,
+    pictures=2,
+    bf16=False,
+)
 MODELS = {"vae": RECIPE, "unet": RECIPE, "clip": RECIPE}
 BASE = {"world": {"latent_channels": 4, "text_tokens": 8, **MODELS, "card": CARD}}
 PROFILE = {

@@ -135,6 +135,36 @@ def test_world_card_orders_steps_and_adds_floors(metrics):
     assert card.loc["Real images", "no sampling"] == "287"
 
 
+def test_the_teachers_quality_is_shown_for_both_sets_with_their_own_floors(metrics):
+    seen = metrics.world[(metrics.world["steps"] == 4) & (metrics.world["guidance_scale"] == 3)].assign(dataset="seen")
+    world = pd.concat([metrics.world, seen.assign(fid=1234.0, kid=0.25)])
+    quality = tables.teacher_quality(world, metrics.floors).set_index(["test set", "what"])
+    floors = ["Real images", "VAE reconstruction", "Shuffled captions"]
+    drawn = ["DDIM, 4 steps, w = 3", "DDIM, 4 steps, w = 8"]
+    assert list(quality.loc["unseen"].index) == [*drawn, *floors]
+    assert list(quality.loc["seen"].index) == [drawn[0], *floors]
+    assert dict(quality.loc[("seen", drawn[0])]) == {
+        "FID": "1,234",
+        "KID": "0.25",
+        "precision": "0.5",
+        "recall": "0.4",
+        "CLIP score": "45",
+    }
+    assert quality.loc[("unseen", "Shuffled captions"), "FID"] == ""
+    assert tables.world_card(world, metrics.floors).equals(tables.world_card(metrics.world, metrics.floors))
+
+
+def test_what_stands_beside_fid_is_read_beside_it(built, metrics):
+    shown = tables.readable(built["table1"])
+    beside = ["KID", "precision", "recall", "from teacher"]
+    assert list(shown)[list(shown).index("paper's FID") + 1 :][:4] == beside
+    assert list(shown.loc[0, beside]) == ["0.1", "0.5", "0.4", "0.2"]
+    assert "from the teacher's own many-step image" in tables.caption("table1", built["table1"], metrics.protocol)
+    unpaired = tables.table1(*(frame.assign(paired_distance=math.nan) for frame in (metrics.rows, metrics.floors)))
+    assert "from teacher" not in tables.readable(unpaired)
+    assert "own many-step image" not in tables.caption("table1", unpaired, metrics.protocol)
+
+
 @pytest.mark.parametrize(("value", "text"), [(12345.6, "12,346"), (887.62, "887.6"), (10.06, "10.06"), (math.nan, "")])
 def test_numbers_are_readable(value, text):
     assert tables.number(value) == text
