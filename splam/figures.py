@@ -242,6 +242,99 @@ def figure3b(points: pd.DataFrame, metric: str, clip_metric: str) -> Figure:
     return figure
 
 
+SUBPATH_TERMS = {
+    "error": ("residual of Eq. 15", "#000000"),
+    "error_zero": ("error 0, of dist_0", "#0072B2"),
+    "error_delta": ("error Δ, of dist_Δ", "#D55E00"),
+}
+METRIC_NAMES = {
+    "fid": "FID",
+    "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
+    "clip_score": "CLIP score",
+    "paired_distance": "paired distance",
+}
+
+
+def count_study(draws: pd.DataFrame, metric: str) -> Figure:
+    """FID and KID of disjoint draws of real images against their number: set, images, fid, kid (splam.studies)."""
+    figure, axes = _canvas(9.2, 3.8, 2)
+    for axis, column in zip(axes, ("fid", "kid"), strict=True):
+        for colour, (name, rows) in zip(("#0072B2", "#D55E00"), draws.groupby("set", sort=False), strict=False):
+            mean = rows.groupby("images")[column].mean()
+            axis.plot(rows["images"], rows[column], ".", color=colour, alpha=0.5, markersize=5)
+            axis.plot(mean.index, mean, "-", color=colour, linewidth=1.4, label=name)
+        ticks = sorted(draws["images"].unique())
+        axis.set_xscale("log")
+        axis.set_xticks(ticks, [f"{n:,}" for n in ticks])
+        axis.set_xticks([], minor=True)
+        axis.set_xlabel("images of one draw")
+        axis.set_ylabel(metric if column == "fid" else metric.replace("FID", "KID"))
+    _title(axes[0], "FID of disjoint draws, and its mean", 46)
+    _title(axes[1], "KID of the same draws", 46)
+    axes[0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def damage_study(rows: pd.DataFrame, directions: pd.DataFrame, units: dict[str, str]) -> Figure:
+    """Every metric (a row) under every damage (a column): green goes as it must, red does not, grey is left open.
+
+    rows: damage, strength and the metrics; directions: damage, metric, as_expected; units: of the strengths.
+    """
+    damages = list(units)
+    figure = Figure(figsize=(10.5, 10), layout="constrained", facecolor="white")
+    axes = figure.subplots(len(METRIC_NAMES), len(damages), sharex="col", sharey="row")
+    verdicts = directions.set_index(["damage", "metric"])["as_expected"]
+    colours = {True: "#009E73", False: "#D55E00"}
+    for line, (metric, name) in zip(axes, METRIC_NAMES.items(), strict=True):
+        for axis, damage in zip(line, damages, strict=True):
+            found = rows[rows["damage"] == damage]
+            colour = colours.get(verdicts[(damage, metric)], "#777777")
+            axis.plot(found["strength"], found[metric], "o-", color=colour, markersize=4)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.grid(color=GRID, linewidth=0.7)
+            axis.tick_params(labelsize=8)
+        line[0].set_ylabel(name, fontsize=9)
+    for top, bottom, damage in zip(axes[0], axes[-1], damages, strict=True):
+        top.set_title(damage, fontsize=10, color=INK)
+        bottom.set_xlabel(units[damage], fontsize=8)
+    return figure
+
+
+def subpath_errors(errors: pd.DataFrame) -> Figure:
+    """A run's errors of dist_0 and dist_Delta: along t at gamma = 1 (above), along gamma at three t (below).
+
+    errors: system, t, gamma, error, error_zero, error_delta, and the last three with _se (splam.subpath_errors).
+    """
+    names = list(dict.fromkeys(errors["system"]))
+    figure = Figure(figsize=(3.4 * len(names), 5.6), layout="constrained", facecolor="white")
+    axes = figure.subplots(2, len(names), sharex="row", sharey="row", squeeze=False)
+    times = sorted(errors["t"].unique())
+    shown = sorted({times[0], times[len(times) // 2], times[-1]})
+    for (above, below), name in zip(axes.T, names, strict=True):
+        rows = errors[errors["system"] == name]
+        for column, (label, colour) in SUBPATH_TERMS.items():
+            whole = rows[rows["gamma"] == 1]
+            style = {"color": colour, "capsize": 2, "markersize": 3.5}
+            above.errorbar(whole["t"], whole[column], whole[f"{column}_se"], fmt="o-", label=label, **style)
+            for t, line in zip(shown, (":", "--", "-"), strict=False):
+                there = rows[rows["t"] == t]
+                label = f"t = {t}" if column == "error" else None
+                below.plot(there["gamma"], there[column], line, color=colour, label=label)
+        above.set(title=f"{name}, γ = 1", xlabel="t", yscale="log")
+        below.set(xlabel="γ", yscale="log")
+    for axis in axes.ravel():
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color=GRID, linewidth=0.7)
+        axis.tick_params(labelsize=8)
+        axis.title.set_fontsize(9)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("root mean square, units of z")
+        axis.legend(fontsize=7.5, frameon=False)
+    return figure
+
+
 def picture_grid(
     images: np.ndarray, rows: list[str], columns: list[str], title: str, gap_after: tuple[int, ...] = ()
 ) -> Figure:
