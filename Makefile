@@ -10,10 +10,11 @@ INSTALLED := $(VENV)/.installed
 # dvc.yaml says `python`: this is the one.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help plan repro test lint teacher lock lab bench-gpu clean-scratch
+.PHONY: help plan repro studies test lint teacher lock lab bench-gpu clean-scratch
 help:
 	@echo "make repro [PROFILE=$(PROFILE)]  compose conf/profile/PROFILE.yaml, run the pipeline, write reports/PROFILE"
 	@echo "make plan [PROFILE=$(PROFILE)]   what a profile still needs and will take, before anything is spent"
+	@echo "make studies              check the metrics, take finished runs apart: reports/studies"
 	@echo "make test                 run the tests"
 	@echo "make lint                 check the style of code and notebooks"
 	@echo "make lab                  open the notebooks"
@@ -29,6 +30,11 @@ repro: $(INSTALLED) $(if $(filter rehearsal,$(PROFILE)),$(STAND_INS))
 	@$(BIN)/python -m splam.params $(PROFILE)
 	$(BIN)/dvc repro
 	@$(BIN)/python -m splam.report $(PROFILE)
+
+# Not part of `make repro`: what they find changes with the metrics and the method, not with every run.
+studies: $(INSTALLED)
+	$(BIN)/python -m splam.stage notebooks/explore/metric_study.ipynb --out build/studies/metric_study.ipynb
+	$(BIN)/python -m splam.stage notebooks/explore/subpath_errors.ipynb --out build/studies/subpath_errors.ipynb
 
 plan: $(INSTALLED)
 	@$(BIN)/python -m splam.plan $(PROFILE)

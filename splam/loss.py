@@ -39,12 +39,12 @@ def draw_gamma(count: int, one_probability: float, generator: torch.Generator) -
     return torch.where(one, 1.0, gamma)
 
 
-def consistency_function(
+def sub_path_epsilon(
     network: Network, z: Tensor, t: Tensor, gamma: Tensor, alpha_t: Tensor, sigma: Tensor, objective: Objective
 ) -> Tensor:
-    """F(z, c, gamma, t) of Eq. 16 for a point of noise level sigma on the sub-path that starts at t.
+    """epsilon(z, c, gamma, t) of Eq. 14 for a point of noise level sigma on the sub-path that starts at t.
 
-    unit_variance feeds the network z / sqrt(alpha_t^2 + sigma^2), F keeps z itself; equal_snr_time also gives
+    unit_variance feeds the network z / sqrt(alpha_t^2 + sigma^2), z itself is kept; equal_snr_time also gives
     it the time of that signal-to-noise ratio. At gamma = 1 both leave everything as it is.
     """
     scale = torch.ones_like(sigma)
@@ -54,7 +54,14 @@ def consistency_function(
     if objective.gamma_conditioning == "equal_snr_time":
         time = equal_snr_time(alpha_t, sigma, objective.schedule)
     output = network(z * scale, time, gamma)
-    epsilon = to_epsilon(output, z * scale, alpha_t * scale, sigma * scale, objective.prediction_type)
+    return to_epsilon(output, z * scale, alpha_t * scale, sigma * scale, objective.prediction_type)
+
+
+def consistency_function(
+    network: Network, z: Tensor, t: Tensor, gamma: Tensor, alpha_t: Tensor, sigma: Tensor, objective: Objective
+) -> Tensor:
+    """F(z, c, gamma, t) of Eq. 16 for a point of noise level sigma on the sub-path that starts at t."""
+    epsilon = sub_path_epsilon(network, z, t, gamma, alpha_t, sigma, objective)
     return consistency_output(z, predicted_x0(z, epsilon, alpha_t, sigma), t)  # Eq. 14, Eq. 16
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -25,6 +26,7 @@ from splam.subpath import gamma_embedding
 
 TINY_MODELS = Path("models/tiny")
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name of a module's weights
+COND_PROJ, GAMMA_FILE = "time_embedding.cond_proj.weight", "gamma.safetensors"  # gamma's only weights, and where
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 UNCHECKED = {"safety_checker": None}  # a research model's images are measured, all of them
@@ -455,6 +457,33 @@ def published_unet(student: nn.Module, run: Run) -> nn.Module:
     kept = {k: v for k, v in published.state_dict().items() if "cond_proj" not in k}
     plain.load_state_dict(kept)
     return plain.eval()
+
+
+def save_gamma(student: nn.Module, run: Run, folder: Path) -> None:
+    """Write what published_unet drops of a SPLAM student as folder/gamma.safetensors; nothing where it drops nothing.
+
+    With it load_student can put the network back that was trained, to look at gamma < 1.
+    """
+    if run.method == "splam" and student.config.time_cond_proj_dim is not None:
+        save_file({COND_PROJ: student.state_dict()[COND_PROJ].contiguous()}, folder / GAMMA_FILE)
+
+
+def load_student(folder: Path, teacher_unet: nn.Module, run: Run, training: Training) -> nn.Module:
+    """The target network of a finished run as it was trained, gamma's weights included: float32, frozen.
+
+    folder: build/runs/RUN. Raises FileNotFoundError where the run, or gamma's weights, are not there.
+    """
+    unet, needs_gamma = folder / "pipeline" / "unet", run.method == "splam" and condition_width(run, training)
+    for path in [unet, folder / GAMMA_FILE] if needs_gamma else [unet]:
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist: distil the run first (dvc repro distill@{folder.name})")
+    published = type(teacher_unet).from_pretrained(unet, torch_dtype=torch.float32)
+    if needs_gamma:
+        weights = published.state_dict() | load_file(folder / GAMMA_FILE)
+        published = student_shell(teacher_unet, run, training)
+        published.load_state_dict(weights)
+    student = published.eval().requires_grad_(False)
+    return student.to(teacher_unet.device, memory_format=torch.channels_last)
 
 
 def export_pipeline(unet: nn.Module, teacher_folder: Path, out: Path, card: CardFacts | None = None) -> None:

@@ -45,6 +45,7 @@ from splam.models import (
     make_student,
     objective_of,
     published_unet,
+    save_gamma,
     save_lora,
     student_network,
     student_shell,
@@ -283,10 +284,11 @@ def publish(
     out: Path,
     card: CardFacts | None = None,
 ) -> None:
-    """Write what the run leaves: out/pipeline, out/lora of a LoRA student, out/snapshots, out/log.csv."""
+    """Write what the run leaves: out/pipeline, out/snapshots, out/log.csv; SPLAM's gamma weights, a LoRA's out/lora."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     export_pipeline(published_unet(target, resolved.run), teacher.folder, out / "pipeline", card)
+    save_gamma(target, resolved.run, out)
     if resolved.run.method == "lcm_lora":
         save_lora(target, out / "lora")
     if (scratch / "snapshots").is_dir():
