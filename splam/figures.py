@@ -321,7 +321,8 @@ def subpath_errors(errors: pd.DataFrame) -> Figure:
             for t, line in zip(shown, (":", "--", "-"), strict=False):
                 there = rows[rows["t"] == t]
                 label = f"t = {t}" if column == "error" else None
-                below.plot(there["gamma"], there[column], line, color=colour, label=label)
+                values = there[column].replace(0, math.nan)  # error Δ at gamma = 0
+                below.plot(there["gamma"], values, line, color=colour, label=label)
         above.set(title=f"{name}, γ = 1", xlabel="t", yscale="log")
         below.set(xlabel="γ", yscale="log")
     for axis in axes.ravel():

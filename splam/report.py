@@ -416,7 +416,7 @@ def readme_block(report_folder: Path) -> str:
     folder = Path(report_folder)
     metrics = load_metrics(folder)
     built = tables.build_tables(metrics.rows, metrics.latency, metrics.floors)
-    parts = [f"{scale_line(metrics, folder.name, '')}. {scale_warning(metrics)}"]
+    parts = [f"{scale_line(metrics, folder.name, '')}. {scale_warning(metrics)} {tables.PAIRED}"]
     for name in ("table2a", "table1"):
         table = built[name][built[name]["source"] == "measured"]
         table = table[table["dataset"] == "unseen"]
