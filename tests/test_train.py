@@ -51,7 +51,7 @@ def resolved_run(method: str) -> ResolvedRun:
 def data(tmp_path_factory) -> Path:
     """A handful of glyphs."""
     folder = tmp_path_factory.mktemp("data")
-    emoji.build(folder, 0, 1, 1, every=240, workers=1)
+    emoji.build(folder, 0, 1, 1, every=130, workers=1)
     return folder
 
 
