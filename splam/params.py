@@ -137,8 +137,13 @@ class Trajectories(Strict):
     draws: PositiveInt = Field(description="(image, caption, t, noise) draws in the cache")
     steps: PositiveInt = Field(description="guided DDIM steps of k_phi along each draw")
     solver_skip: PositiveInt = Field(20, description="k_phi")
+    second_order: list[float] = Field([], description="those w whose draws are also solved by DPM-Solver++ 2M")
     batch_size: PositiveInt
     empty_captions: float = Field(ge=0, le=1, description="share of captions replaced by the empty one")
+
+
+RECIPES = ("gamma_law", "gammas_per_path", "target_gap", "loss_weight", "solver_order", "skip_law")
+"""Keys of `training` that lead beyond the paper, whose own choice is each one's default."""
 
 
 class Training(Strict):
@@ -174,6 +179,16 @@ class Training(Strict):
     condition_width: PositiveInt = Field(64, description="width of the time_cond_proj input: e(gamma), or w for LCM*")
     gamma_max_frequency: PositiveFloat = Field(10.0, description="radians over gamma in [0, 1]")
     gamma_one_probability: float = Field(0.0, ge=0, le=1)
+    gamma_law: tuple[PositiveFloat, PositiveFloat] = Field(
+        (1.0, 1.0), description="gamma ~ Beta(a, b); a = b = 1, uniform, is the paper's"
+    )
+    gammas_per_path: PositiveInt = Field(1, description="m: points of each sub-path; its ends are computed once")
+    target_gap: float = Field(1.0, gt=0, le=1, description="in gamma; 1 is the paper's, the end of the path")
+    loss_weight: Literal["none", "min_snr"] = Field("none", description="of each t (splam.loss.snr_weight)")
+    solver_order: Literal[1, 2] = Field(1, description="of multiple estimation: DDIM, the paper's, or DPM-Solver++ 2M")
+    skip_law: Literal["fixed", "random", "annealed"] = Field(
+        "fixed", description="k of an iteration: the run's, or one of the multiples of k_phi up to it"
+    )
     lora_rank: PositiveInt = 16
     lora_learning_rate: PositiveFloat = 1e-3
     lcm_star_scales: tuple[float, float] = (2.0, 14.0)
@@ -484,7 +499,8 @@ def _run_errors(params: Params, name: str) -> list[str]:
         f"runs.{name}: snapshot {i} is after the last iteration, {training.iterations}"
         for i in training.snapshots
         if i > training.iterations
-    ] + _scale_errors(f"runs.{name}", run, training)
+    ]
+    errors += _scale_errors(f"runs.{name}", run, training) + _recipe_errors(f"runs.{name}", run, training, cache)
     steps = run.skip / cache.solver_skip
     if not run.multiple_estimation or steps == 1:
         return errors
@@ -524,6 +540,26 @@ def _scale_errors(key: str, run: Run, training: Training) -> list[str]:
     return errors
 
 
+def _recipe_errors(key: str, run: Run, training: Training, cache: Trajectories) -> list[str]:
+    """Recipes beyond the paper that do not go with the run, a line each."""
+    errors, steps, w = [], run.skip / cache.solver_skip, run.guidance_scale
+    for name in ("gamma_law", "gammas_per_path", "target_gap"):
+        value = getattr(training, name)
+        if run.method != "splam" and value != Training.model_fields[name].default:
+            errors.append(f"{key}: training.{name} = {value} is for method splam, {run.method}'s gamma is always 1")
+    several = steps >= 2 and steps == int(steps)
+    if training.skip_law != "fixed" and not several:
+        errors.append(
+            f"{key}: training.skip_law = {training.skip_law} needs a skip of 2 or more whole steps of "
+            f"trajectories.solver_skip = {cache.solver_skip}, it is {run.skip}"
+        )
+    if training.solver_order == 2 and not (several and run.multiple_estimation):
+        errors.append(f"{key}: training.solver_order = 2 needs multiple_estimation over 2 or more solver steps")
+    if training.solver_order == 2 and training.source == "cached" and w not in cache.second_order:
+        errors.append(f"{key}: training.solver_order = 2 needs its guidance_scale {w:g} in trajectories.second_order")
+    return errors
+
+
 def _reference_errors(params: Params) -> list[str]:
     """Names of runs and baselines that do not exist, a line each."""
     pictures = params.pictures
@@ -537,6 +573,12 @@ def _reference_errors(params: Params) -> list[str]:
         "pictures.gallery": pictures.gallery,
     }
     errors = [line for key, names in runs.items() for line in _unknown(key, names, "run", params.runs)]
+    cache = params.trajectories
+    errors += [
+        f"trajectories.second_order: {w:g} is not one of trajectories.guidance_scales"
+        for w in cache.second_order
+        if w not in cache.guidance_scales
+    ]
     baselines = params.evaluation.baselines
     names = [(name, steps) for p in params.evaluation.pipelines.values() for name in [p.name] for steps in p.steps]
     twice = sorted({row for row in names if names.count(row) > 1})
