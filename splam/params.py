@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from splam import finished
 from splam.inventory import NOTHING, take_stock
 
 CONF = Path("conf/profile")
@@ -215,6 +216,15 @@ class Run(Strict):
     seeds: list[int] = [0]
     datasets: list[Dataset] = ["unseen"]
     training: dict[str, Any] = Field({}, description="overrides of the training section")
+    ablation: bool = Field(False, description="made for `ablations` alone: claims, tables and figures leave it out")
+
+
+class Study(Strict):
+    """Runs that are compared, paired by seed, with a reference from which each differs in one factor."""
+
+    reference: str
+    runs: list[str] = []
+    recipes: list[str] = Field([], description="runs that may differ from it in several factors")
 
 
 class Baseline(Strict):
@@ -306,7 +316,7 @@ class Matrix(Strict):
     """What dvc.yaml's matrices run over; derived, never written by hand."""
 
     scales: list[str]
-    runs: list[str]
+    runs: list[str] = Field(description="distillations to be made: all, or those that reuse_metrics leaves")
     others: list[str] = Field(description="systems that are no runs: the teacher at each w, and other pipelines")
     systems: list[str]
 
@@ -316,6 +326,7 @@ class System(Strict):
 
     distill: dict[str, Any] = Field(description="its seed, run and training parameters")
     datasets: list[str]
+    ablation: bool
 
 
 class Inventory(Strict):
@@ -331,6 +342,7 @@ class Params(Strict):
     profile: str
     description: str = ""
     expected_minutes: float | None = Field(None, gt=0, description="of `make repro` from nothing, on two cores")
+    reuse_metrics: bool = Field(False, description="leave out runs whose metrics are there (splam.finished)")
     seed: int
     world: World
     teacher: Teacher
@@ -338,6 +350,7 @@ class Params(Strict):
     trajectories: Trajectories
     training: Training
     runs: dict[str, Run]
+    ablations: dict[str, Study] = {}
     evaluation: Evaluation
     delta: Delta
     latency: Latency
@@ -356,7 +369,7 @@ class Params(Strict):
                 f"evaluation.small_images = {self.evaluation.small_images} are drawn from the first "
                 f"evaluation.images = {self.evaluation.images}: there are fewer"
             )
-        if errors:
+        if errors := errors or _ablation_errors(self):
             raise ValueError("\n".join(errors))
         return self
 
@@ -377,12 +390,28 @@ class ResolvedRun:
 
 
 def resolve(params: Params, name: str) -> ResolvedRun:
-    """The run of params.yaml that is called `name` in matrix.runs."""
+    """The run of params.yaml that `name`, one of run_names, stands for."""
     for run_name, run in params.runs.items():
         for seed in run.seeds:
             if name == f"{run_name}-s{seed}":
                 return ResolvedRun(name, run_name, seed, run, _overridden(params.training, run))
-    raise ParamsError(f"there is no run {name!r}; there are: {', '.join(params.matrix.runs)}")
+    raise ParamsError(f"there is no run {name!r}; there are: {', '.join(run_names(params))}")
+
+
+def differences(params: Params, run: str, reference: str) -> dict[str, tuple[Any, Any]]:
+    """The factors in which a run differs from another: {key: (its value, the other's)}, keys of Run and Training.
+
+    Seeds, datasets, snapshots and checkpoints leave a student as it is and do not count.
+    """
+
+    def facts(name: str) -> dict[str, Any]:
+        settings = params.runs[name]
+        training = _overridden(params.training, settings)
+        own = settings.model_dump(exclude={"seeds", "datasets", "training", "ablation"})
+        return own | training.model_dump(exclude={"snapshots", "checkpoint_seconds", "keep_checkpoints"})
+
+    ours, theirs = facts(run), facts(reference)
+    return {key: (ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]}
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
@@ -406,7 +435,36 @@ def compose(name: str, conf: Path = CONF, overrides: Sequence[str] = ()) -> dict
     content |= {"profile": name, "matrix": dict.fromkeys(Matrix.model_fields, []), "systems": {}}
     params = _validate(content, f"profile {name}")
     content |= {"matrix": _matrix(params), "systems": _systems(params), "inventory": _inventory(params)}
-    return _validate(content, f"profile {name}").model_dump(mode="json", exclude_none=True)
+    params = _validate(content, f"profile {name}")
+    composed = _dumped(params)
+    if params.reuse_metrics:
+        kept = _runs_that_are_opened(params)
+        left = [run for run in params.matrix.runs if run in kept or not finished.is_finished(composed, run)]
+        composed["matrix"]["runs"] = left
+    return composed
+
+
+def _dumped(params: Params) -> dict[str, Any]:
+    return params.model_dump(mode="json", exclude_none=True)
+
+
+def run_key(params: Params, run: str) -> str:
+    """What a run's numbers follow from, in 16 digits (splam.finished.run_key)."""
+    return finished.run_key(_dumped(params), run)
+
+
+def run_names(params: Params) -> list[str]:
+    """All distillations, "<run>-s<seed>"."""
+    return [f"{name}-s{seed}" for name, run in params.runs.items() for seed in run.seeds]
+
+
+def _runs_that_are_opened(params: Params) -> set[str]:
+    """Distillations whose weights the stages sample, delta and latency read."""
+    pictures = params.pictures
+    first = [*pictures.guidance_runs, pictures.lcm, pictures.splam, *pictures.gallery]
+    first += [params.latency.run, params.latency.lora]
+    opened = {f"{name}-s{params.runs[name].seeds[0]}" for name in first}
+    return opened | {f"{name}-s{seed}" for name in params.delta.runs for seed in params.runs[name].seeds}
 
 
 def _extended(name: str, conf: Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -450,7 +508,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _matrix(params: Params) -> dict[str, list[str]]:
-    runs = [f"{name}-s{seed}" for name, run in params.runs.items() for seed in run.seeds]
+    runs = run_names(params)
     scales = {f"{w:g}": None for b in params.evaluation.baselines.values() for w in b.guidance_scales}
     others = [*(f"baselines-w{w}" for w in scales), *(f"pipeline-{key}" for key in params.evaluation.pipelines)]
     return {
@@ -473,14 +531,14 @@ def _inventory(params: Params) -> dict[str, str]:
 
 def _systems(params: Params) -> dict[str, dict[str, Any]]:
     systems = {}
-    for name in _matrix(params)["runs"]:
+    for name in run_names(params):
         resolved = resolve(params, name)
         distill = {
             "seed": resolved.seed,
-            "run": resolved.run.model_dump(mode="json", exclude={"seeds", "datasets", "training"}),
+            "run": resolved.run.model_dump(mode="json", exclude={"seeds", "datasets", "training", "ablation"}),
             "training": resolved.training.model_dump(mode="json", exclude={"checkpoint_seconds", "keep_checkpoints"}),
         }
-        systems[name] = {"distill": distill, "datasets": resolved.run.datasets}
+        systems[name] = {"distill": distill, "datasets": resolved.run.datasets, "ablation": resolved.run.ablation}
     return systems
 
 
@@ -584,6 +642,37 @@ def _reference_errors(params: Params) -> list[str]:
     twice = sorted({row for row in names if names.count(row) > 1})
     errors += [f"evaluation.pipelines: {name!r} in {steps} steps names two rows" for name, steps in twice]
     return errors + _unknown("pictures.gallery_baselines", pictures.gallery_baselines, "baseline", baselines)
+
+
+def _ablation_errors(params: Params) -> list[str]:
+    """Studies whose runs cannot be told from their reference by one factor and shared seeds, a line each."""
+    errors, used = [], set()
+    for name, study in params.ablations.items():
+        runs = [study.reference, *study.runs, *study.recipes]
+        used.update(runs)
+        unknown = _unknown(f"ablations.{name}", runs, "run", params.runs)
+        errors += unknown or [line for run in runs[1:] for line in _comparison_errors(params, name, run)]
+    marked = [run for run, settings in params.runs.items() if settings.ablation]
+    errors += [f"runs.{run}.ablation: no study of `ablations` names the run" for run in marked if run not in used]
+    lost = [run for run in params.delta.runs if run in marked]
+    return errors + [f"delta.runs: {run} is an ablation, which figures leave out: take it out of one" for run in lost]
+
+
+def _comparison_errors(params: Params, study: str, run: str) -> list[str]:
+    """What keeps one run of a study from being compared with its reference, a line each."""
+    settings, key = params.ablations[study], f"ablations.{study}: {run}"
+    reference, errors = settings.reference, []
+    factors = differences(params, run, reference)
+    if not factors:
+        errors.append(f"{key} does not differ from {reference}")
+    if len(factors) > 1 and run not in settings.recipes:
+        errors.append(
+            f"{key} differs from {reference} in {', '.join(factors)}: leave one, or name the run under recipes"
+        )
+    if alone := sorted({*params.runs[run].seeds} - {*params.runs[reference].seeds}):
+        errors.append(f"{key} has the seeds {alone}, which {reference} lacks: pairs need the same seeds")
+    both = [name for name in (run, reference) if "unseen" not in params.runs[name].datasets]
+    return errors + [f"{key}: {name}.datasets lacks 'unseen', on which it is compared" for name in both]
 
 
 def _dataset_errors(params: Params) -> list[str]:
@@ -696,7 +785,10 @@ def main(arguments: list[str] | None = None) -> int:
     params = load_params()
     time = f"; about {params.expected_minutes:g} minutes from nothing" if params.expected_minutes else ""
     print(f"Profile {params.profile}: {params.description}{time}.")
-    print(f"{len(params.runs)} distillations, {len(params.matrix.systems)} systems to evaluate.")
+    left, everything = len(params.matrix.runs), len(run_names(params))
+    print(f"{left} distillations and evaluations, and {len(params.matrix.others)} evaluations of other systems.")
+    if left < everything:
+        print(f"{everything - left} more are measured already, from the same code, weights and parameters.")
     print("params.yaml " + ("written." if changed else "is as it was."))
     return 0
 

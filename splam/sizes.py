@@ -225,7 +225,7 @@ def training_samples(training: Training) -> int:
 
 
 def runs_of(params: Params) -> list[ResolvedRun]:
-    """All distillations of a profile."""
+    """All distillations that a profile has to make."""
     return [resolve(params, name) for name in params.matrix.runs]
 
 

@@ -333,7 +333,7 @@ def card_facts(params: Params, resolved: ResolvedRun, teacher: Teacher) -> CardF
 def scratch_folder(resolved: ResolvedRun, params: Params, data: Any, root: Path) -> Path:
     """Where a run's checkpoints lie: keyed by all that its bits depend on; `data` says which data it is."""
     facts = [
-        resolved.run.model_dump(exclude={"datasets", "seeds", "training"}),
+        resolved.run.model_dump(exclude={"datasets", "seeds", "training", "ablation"}),
         resolved.training.model_dump(exclude={"checkpoint_seconds", "keep_checkpoints"}),
         resolved.seed,
         params.teacher.model_dump(),
