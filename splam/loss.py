@@ -142,11 +142,11 @@ def distillation_loss(
 def snr_weight(t: Tensor, schedule: Schedule, degree: int) -> Tensor:
     """min(alpha(t) / sigma(t), sqrt(5))^degree, (n,), over its mean on the DDIM grid. degree: of the distance d.
 
-    F is read as a clean latent: an error of epsilon counts sigma / alpha times in it, 15 times at t = 999 and 0.1 at
-    t = 19, so that Eq. 17 is about the first steps' errors. This weight makes them errors of epsilon wherever the
-    signal-to-noise ratio is below 5, and leaves them errors of the latent above, where those of epsilon are invisible.
-    It is min-SNR's for a network that predicts the latent (Hang et al., 2023, arXiv:2303.09556), which has d = l2;
-    huber and pseudo_huber grow as the error itself, hence its root. The mean of 1 keeps learning rates comparable.
+    F is read as a clean latent, in which an error of epsilon counts sigma / alpha times (at gamma = 1): 15 at t = 999,
+    0.1 at t = 19. Unweighted, Eq. 17 is therefore mostly about the noisiest times. This weight makes it one of errors
+    of epsilon wherever the signal-to-noise ratio is below 5, and leaves it one of errors of the latent above. It is
+    min-SNR's for a network that predicts the latent (Hang et al., 2023, arXiv:2303.09556), where d is l2; huber and
+    pseudo_huber grow as the error itself, hence its root. The mean of 1 keeps learning rates comparable.
     """
 
     def weight(times: Tensor) -> Tensor:

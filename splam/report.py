@@ -156,11 +156,12 @@ def write_ablations(report_folder: Path, metrics: Metrics, params: Params) -> pd
             path.unlink(missing_ok=True)
         return table
     table.to_csv(csv, index=False, float_format="%.6g")
-    md.write_text(ablations.markdown(table, _fid_name(metrics)))
+    md.write_text(ablations.markdown(table, fid_name(metrics)))
     return table
 
 
-def _fid_name(metrics: Metrics) -> str:
+def fid_name(metrics: Metrics) -> str:
+    """What the profile's FID is called: never without its features."""
     return str(metrics.protocol.get("fid", "FID (features not recorded)"))
 
 
@@ -179,7 +180,7 @@ def write_claims(report_folder: Path, metrics: Metrics) -> pd.DataFrame:
 
 def plotted_figures(metrics: Metrics) -> dict[str, tuple[pd.DataFrame, Figure]]:
     """Figures 2 and 3b that there are numbers for: by name, what is plotted and the plot."""
-    fid = _fid_name(metrics)
+    fid = fid_name(metrics)
     clip = str(metrics.protocol.get("clip_score", "CLIP score (model not recorded)"))
     plots = {
         "figure2a": (figures.figure2a_points(metrics.rows), lambda p: figures.figure2a(p, fid)),

@@ -55,7 +55,10 @@ def evaluations(params: Params) -> pd.DataFrame:
         resolved = resolve(params, name)
         facts = {**describe(resolved), "iteration": resolved.training.iterations, "final": True}
         for dataset in (*resolved.run.datasets, "unseen-small"):
-            rows += [measured(facts, dataset, n, 900 + 100 / n + rng.normal(), 60.0) for n in params.evaluation.steps]
+            rows += [
+                measured(facts, dataset, n, 900 + 100 / n + rng.normal(), rng.normal(60))
+                for n in params.evaluation.steps
+            ]
         for iteration in resolved.training.snapshots:
             facts |= {"iteration": iteration, "final": iteration == resolved.training.iterations}
             rows.append(measured(facts, "unseen-curve", 4, 1000 - iteration + rng.normal(), 60.0))

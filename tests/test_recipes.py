@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from splam import loss, sizes, solver
 from splam.batches import skip_at
 from splam.models import load_teacher, tiny_scheduler
 from splam.online import OnlinePaths
+from splam.params import RECIPES, Params, compose
 from splam.schedule import ddim_grid, path_end
 from splam.solver import SubPaths, ddim_step
 from splam.subpath import sub_path_point, sub_path_sigma
-from splam.train import Distillation
+from splam.train import Distillation, card_facts
 
 
 @pytest.fixture
@@ -195,6 +197,17 @@ def test_second_order_ends_at_zero_by_ddim_and_stays_there(schedule, generator):
     assert torch.equal(chain[5], torch.stack([chain[3][0], chain[1][1]]))
 
 
+def test_a_run_carries_its_paths_by_the_solver_it_names(tmp_path):
+    """k = 40 in two steps: the second one is 2M's, but where it ends at 0."""
+    teacher = load_teacher(save_sd(tmp_path))
+    first, second = (
+        OnlinePaths(FakeStream(4), small_run(solver_order=n), teacher, SETTINGS).batch(1, 0, 1).paths for n in (1, 2)
+    )
+    assert torch.equal(first.z_t, second.z_t) and torch.equal(first.s, second.s)
+    apart = (first.z_s - second.z_s).flatten(1).abs().amax(1)
+    assert torch.equal(apart > 1e-5, first.s > 0)
+
+
 # k
 
 
@@ -250,6 +263,13 @@ def test_a_drawn_k_costs_the_mean_of_its_steps():
     fixed, drawn = small_run(skip=100), small_run(skip=100, skip_law="random")
     calls = [sizes.path_calls(r.run, r.training, 20)["teacher"] for r in (fixed, drawn)]
     assert calls == [10, sum(2 * n for n in (1, 2, 3, 4, 5)) / 5]
+
+
+def test_a_students_card_names_its_recipe_and_nothing_that_is_usual():
+    params, teacher = Params.model_validate(compose("smoke")), SimpleNamespace(added=None)
+    told = card_facts(params, small_run(gammas_per_path=4, target_gap=0.5), teacher).training
+    assert (told["gammas per path"], told["target gap"]) == (4, 0.5) and "skip law" not in told
+    assert not {key.replace("_", " ") for key in RECIPES} & set(card_facts(params, small_run(), teacher).training)
 
 
 def test_by_default_every_recipe_is_the_papers():
