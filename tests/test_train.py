@@ -152,13 +152,16 @@ def test_runs_share_their_draws(teacher, paths):
 
 
 def test_ranks_split_one_global_batch(teacher, paths):
-    """Two processes with batches of 4 see what one process with a batch of 8 sees."""
-    resolved = resolved_run("splam")
-    double = dataclasses.replace(resolved, training=resolved.training.model_copy(update={"batch_size": 8}))
+    """Two processes with batches of 4 see what one process with a batch of 8 sees, with two points of each path."""
+    resolved, double = (
+        dataclasses.replace(run, training=run.training.model_copy(update={"batch_size": size, "gammas_per_path": 2}))
+        for run, size in ((resolved_run("splam"), 4), (resolved_run("splam"), 8))
+    )
     whole = batches.CachedPaths(paths, double, teacher).batch(1, 0, 1)
     halves = [batches.CachedPaths(paths, resolved, teacher).batch(1, rank, 2) for rank in range(2)]
     torch.testing.assert_close(torch.cat([h.paths.z_t for h in halves]), whole.paths.z_t, rtol=0, atol=0)
     torch.testing.assert_close(torch.cat([h.gamma for h in halves]), whole.gamma, rtol=0, atol=0)
+    assert len(whole.gamma.unique()) == 2 * len(whole.paths.t) == 16
 
 
 def test_every_draw_is_used_before_one_is_used_again():
