@@ -10,9 +10,10 @@ INSTALLED := $(VENV)/.installed
 # dvc.yaml says `python`: this is the one.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help plan repro test lint teacher lock lab bench-gpu clean-scratch
+.PHONY: help plan repro evidence test lint teacher lock lab bench-gpu clean-scratch
 help:
 	@echo "make repro [PROFILE=$(PROFILE)]  compose conf/profile/PROFILE.yaml, run the pipeline, write reports/PROFILE"
+	@echo "make evidence             the same with PROFILE=evidence: seeds, ablations, a day; goes on where it was stopped"
 	@echo "make plan [PROFILE=$(PROFILE)]   what a profile still needs and will take, before anything is spent"
 	@echo "make test                 run the tests"
 	@echo "make lint                 check the style of code and notebooks"
@@ -29,6 +30,10 @@ repro: $(INSTALLED) $(if $(filter rehearsal,$(PROFILE)),$(STAND_INS))
 	@$(BIN)/python -m splam.params $(PROFILE)
 	$(BIN)/dvc repro
 	@$(BIN)/python -m splam.report $(PROFILE)
+
+# Runs whose metrics are in reports/evidence, committed by whichever machine, are not made again (splam.finished).
+evidence:
+	$(MAKE) repro PROFILE=evidence
 
 plan: $(INSTALLED)
 	@$(BIN)/python -m splam.plan $(PROFILE)

@@ -48,7 +48,16 @@ from splam.models import (
     load_teacher,
     to_pixels,
 )
-from splam.params import Baseline, Params, ParamsError, ResolvedRun, add_source_arguments, params_of, resolve
+from splam.params import (
+    Baseline,
+    Params,
+    ParamsError,
+    ResolvedRun,
+    add_source_arguments,
+    params_of,
+    resolve,
+    run_key,
+)
 from splam.pipelines import draw_images, open_any
 from splam.sampling import baseline_scheduler, generators, sample_consistency, sample_scheduler
 from splam.solver import guided_epsilon
@@ -332,6 +341,7 @@ def describe(resolved: ResolvedRun) -> dict:
         "skip": run.skip,
         "multiple_estimation": run.multiple_estimation,
         "seed": resolved.seed,
+        "ablation": run.ablation,
     }
 
 
@@ -522,7 +532,7 @@ def reconstructions(teacher: Teacher, held_out: HeldOut, batch_size: int) -> np.
 
 
 def evaluate_system(params: Params, system: str, build: Path) -> dict:
-    """{"protocol": ..., "rows": [...]} of one name of matrix.systems."""
+    """{"protocol": ..., "rows": [...]} of one name of matrix.systems; of a run also its "key" (splam.finished)."""
     if system not in params.matrix.systems:
         raise ValueError(f"system {system!r} is not in params.yaml; there are: {', '.join(params.matrix.systems)}")
     if system.startswith("baselines-w"):
@@ -539,7 +549,8 @@ def evaluate_system(params: Params, system: str, build: Path) -> dict:
         rows = evaluate_pipeline(bench, system.removeprefix("pipeline-"))
     else:
         rows = evaluate_run(bench, system, build / "runs" / system)
-    return {"protocol": bench.protocol(), "rows": rows}
+    key = {} if system in params.matrix.others else {"key": run_key(params, system)}
+    return {**key, "protocol": bench.protocol(), "rows": rows}
 
 
 def world_card(params: Params, data: Path, models: Path, scratch: Path) -> dict:

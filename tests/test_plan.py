@@ -262,6 +262,7 @@ def test_calls_of_one_sample_follow_algorithm_1(params):
     lcm, splam = params.runs["lcm-w3-k20"], params.runs["splam-raw-w3-k100-me"]
     assert [sizes.calls_per_sample(run, plain, 20) for run in (lcm, splam)] == [6, 14]
     assert sizes.calls_per_sample(splam, plain.model_copy(update={"source": "cached"}), 20) == 4
+    assert sizes.calls_per_sample(splam, plain.model_copy(update={"gammas_per_path": 4}), 20) == 10 + 1 + 4 * 3
 
 
 def test_moments_in_8_bits_sharding_and_adapters_take_less_memory(params, work):
