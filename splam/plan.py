@@ -358,9 +358,10 @@ def _captions_line(name: str, prompts: Any, wanted: int) -> Line:
 # The networks that measure
 
 
-def network_lines(features: str, clip: str) -> list[Line]:
-    """Findings about the networks of FID and of the CLIP score."""
-    return [features_line(features), clip_line(clip)]
+def network_lines(features: str, clip: str, beside: str = "") -> list[Line]:
+    """Findings about the networks of FID and of the CLIP scores; beside: the second one's model, if any."""
+    second = [clip_line(beside, "evaluation.clip_beside")] if beside else []
+    return [features_line(features), clip_line(clip), *second]
 
 
 def features_line(features: str) -> Line:
@@ -381,7 +382,7 @@ def features_line(features: str) -> Line:
     return problem(text, f"{path.name}, from {inception_url}")
 
 
-def clip_line(source: str) -> Line:
+def clip_line(source: str, key: str = "evaluation.clip") -> Line:
     """Whether the CLIP model's weights are there: a folder, or a name of open_clip's in the local cache."""
     if Path(source).is_dir():
         lacking = [
@@ -395,7 +396,7 @@ def clip_line(source: str) -> Line:
     architecture, _, weights = source.partition("/")
     if (architecture, weights) not in open_clip.list_pretrained():
         known = "a folder, or one of open_clip.list_pretrained(), such as ViT-g-14/laion2b_s12b_b42k"
-        return problem(f"evaluation.clip = {source!r} is neither a folder nor open_clip's: name {known}")
+        return problem(f"{key} = {source!r} is neither a folder nor open_clip's: name {known}")
     settings = open_clip.pretrained.get_pretrained_cfg(architecture, weights)
     path = _cached_clip(settings)
     if path:
@@ -582,7 +583,8 @@ def sections(params: Params, machine: Machine | None = None) -> dict[str, list[L
         found["COCO"] = coco_lines(params.data.coco, wanted)
     else:
         found["Data"] = [ok("text-to-emoji, rendered by the data stage: nothing to download")]
-    found["Networks that measure"] = network_lines(params.evaluation.features, params.evaluation.clip)
+    evaluation = params.evaluation
+    found["Networks that measure"] = network_lines(evaluation.features, evaluation.clip, evaluation.clip_beside)
     if shapes is None:
         unknown = "not known without the teacher's configurations: see the section Teacher first"
         return found | {"Disk": [note(unknown)], "GPUs": [note(unknown)]}
