@@ -32,7 +32,10 @@ from splam.sizes import (
     Shapes,
     Work,
     disk_bytes,
+    encoded_images,
+    encoding_hours,
     evaluation_hours,
+    latent_bytes,
     memory_per_process,
     runs_of,
     seconds_per_sample,
@@ -437,6 +440,26 @@ def disk_lines(params: Params, work: Work, sample_bytes: float, folder: Path = P
     return [*lines, ok(f"{gigabytes(free)} are free")]
 
 
+def latents_lines(params: Params, work: Work) -> list[Line]:
+    """What latents that are encoded once take, or would take, on the disk, and what they save."""
+    each, images = latent_bytes(params, work), encoded_images(params)
+    if images:
+        size, hours = gigabytes(images * each), encoding_hours(params, work, A100)
+        return [note(f"latents, encoded once: {images:,} images, {each:,} bytes each, {size}; {hours:,.0f} GPU-hours")]
+    shares = sorted(_encoding_share(params, work, one) for one in runs_of(params) if one.training.source == "online")
+    if not shares or params.data.kind != "laion":
+        return []
+    saved = f"would save {shares[0]:.0%} to {shares[-1]:.0%} of each training's work, once they are encoded"
+    return [note(f"latents.images and training.source=latents: {gigabytes(1e6 * each)} a million images, and {saved}")]
+
+
+def _encoding_share(params: Params, work: Work, resolved: ResolvedRun) -> float:
+    """What part of an online training sample's seconds the autoencoder's encoder takes."""
+    skip = params.trajectories.solver_skip
+    whole = seconds_per_sample(work, resolved.run, resolved.training, skip, A100)
+    return work.encode_flops / A100.vae / whole
+
+
 @dataclass(frozen=True)
 class Machine:
     """The GPUs here: their number, name and bytes of memory of one; no GPU is ("", 0, 0)."""
@@ -523,7 +546,7 @@ def work_lines(params: Params, shapes: Shapes, work: Work, machine: Machine, mea
         size = f"{resolved.training.iterations:,} x {resolved.training.global_batch:,} samples"
         lines.append(note(f"{resolved.name}: {memory}, {size}, {hours[resolved.name]:,.0f} GPU-hours"))
     drawn = evaluation_hours(params, work, A100)
-    trained = sum(hour for hour in hours.values() if math.isfinite(hour))
+    trained = sum(hour for hour in hours.values() if math.isfinite(hour)) + encoding_hours(params, work, A100)
     lines.append(note(f"drawing what is measured: {drawn:,.0f} GPU-hours, an estimate for {A100.name}"))
     lines.append(note(f"all: {trained + drawn:,.0f} GPU-hours, {(trained + drawn) / 24:,.0f} GPU-days"))
     return lines + machine_lines(params, machine, found, trained + drawn)
@@ -589,7 +612,7 @@ def sections(params: Params, machine: Machine | None = None) -> dict[str, list[L
         unknown = "not known without the teacher's configurations: see the section Teacher first"
         return found | {"Disk": [note(unknown)], "GPUs": [note(unknown)]}
     work = work_of(shapes)
-    found["Disk"] = disk_lines(params, work, sample_bytes)
+    found["Disk"] = disk_lines(params, work, sample_bytes) + latents_lines(params, work)
     machine = Machine.here() if machine is None else machine
     plain = shapes.unet.get("addition_embed_type") is None  # the probe has no added conditions
     measure = probed(params) if machine.count and plain else estimated(params, work)
