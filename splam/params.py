@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import glob
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ class Latents(Strict):
     @property
     def batches(self) -> int:
         """Batches that hold `images`."""
-        return -(-self.images // self.batch_size)
+        return math.ceil(self.images / self.batch_size)
 
 
 class Training(Strict):

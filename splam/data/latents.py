@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def _claim(folder: Path, plan: dict[str, Any], replace: bool) -> None:
             return
         if not replace:
             raise DataError(f"{folder} holds latents with other {other}: delete it, or name another folder")
-        print(f"{folder} holds latents with other {other}: they are removed")
+        print(f"{folder} holds latents with other {other}: they are removed", file=sys.stderr)
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if _files(folder):
