@@ -18,7 +18,7 @@ from torch import Tensor
 from splam.batches import Batch, batch_rows, draw_conditions, iteration_generator, skip_at
 from splam.data import emoji
 from splam.models import Teacher, to_pixels
-from splam.params import Params, ResolvedRun, Trajectories
+from splam.params import EmojiData, LaionData, Params, ResolvedRun, Trajectories
 from splam.sampling import draw_noise, generators
 from splam.schedule import path_end, path_starts
 from splam.solver import SubPaths, check_skips, guided_epsilon, multiple_estimation
@@ -196,9 +196,18 @@ def open_stream(params: Params, resolved: ResolvedRun, data: Path, latents: Path
     if resolved.training.source == "latents":
         from splam.data.latents import LatentShards
 
-        return LatentStream(LatentShards(latents), batch * ranks, seed)
-    if params.data.kind == "emoji":
-        return EmojiStream(emoji.Split.load(data / "train"), batch * ranks, seed)
+        store = LatentShards(latents)
+        len(store)  # opens all files: what is missing is told before anything is trained
+        return LatentStream(store, batch * ranks, seed)
+    return image_stream(params.data, data, batch, seed, rank, ranks)
+
+
+def image_stream(
+    settings: EmojiData | LaionData, data: Path, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
+) -> Stream:
+    """The training images of either kind of data; data: folder of the tiny world's."""
+    if settings.kind == "emoji":
+        return EmojiStream(emoji.Split.load(data / "train"), batch_size * ranks, seed)
     from splam.data.laion import LaionStream
 
-    return LaionStream(params.data, batch, seed, rank, ranks)
+    return LaionStream(settings, batch_size, seed, rank, ranks)

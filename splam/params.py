@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import glob
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from splam import finished
 from splam.inventory import NOTHING, take_stock
 
 CONF = Path("conf/profile")
+LATENTS, NO_LATENTS = "build/latents.json", "splam/assets/no_latents.json"  # DVC knows no dependency that may be absent
 
 
 class Strict(BaseModel):
@@ -143,6 +145,20 @@ class Trajectories(Strict):
     empty_captions: float = Field(ge=0, le=1, description="share of captions replaced by the empty one")
 
 
+class Latents(Strict):
+    """Latents and caption embeddings that are encoded once, for the runs with training.source = latents."""
+
+    images: PositiveInt = Field(description="to encode, in the order of a training, up to whole batches")
+    batch_size: PositiveInt = Field(description="images that are encoded at a time")
+    batches_per_file: PositiveInt = 64
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+
+    @property
+    def batches(self) -> int:
+        """Batches that hold `images`."""
+        return math.ceil(self.images / self.batch_size)
+
+
 RECIPES = ("gamma_law", "gammas_per_path", "target_gap", "loss_weight", "solver_order", "skip_law")
 """Keys of `training` that lead beyond the paper, whose own choice is each one's default."""
 
@@ -171,7 +187,7 @@ class Training(Strict):
         "cached", description="sub-paths from the trajectory cache, from images, or from latents computed once"
     )
     latents: Literal["mean", "sample"] = Field(
-        "sample", description="of E(x), where images are encoded online; LCM's scripts take a sample"
+        "sample", description="of E(x), drawn anew online and once by the latents stage; LCM's scripts take a sample"
     )
     checkpoint_seconds: PositiveFloat
     keep_checkpoints: PositiveInt = 2
@@ -268,6 +284,7 @@ class Evaluation(Strict):
 
     features: Literal["efficientnet_lite0", "inception"]
     clip: str = Field("models/tiny/clip", description='of the CLIP score: a folder, or "architecture/weights"')
+    clip_beside: str = Field("", description="a second model, whose score stands beside the first's; empty for none")
     clip_prefix: str = Field("", description='put before every caption, such as "A photo depicts "')
     gate: Gate | None = Field(None, description="without one, no number of the teacher's is expected")
     images: PositiveInt = Field(description="samples of Tables 1, 2a and 2c")
@@ -317,6 +334,7 @@ class Matrix(Strict):
 
     scales: list[str]
     runs: list[str] = Field(description="distillations to be made: all, or those that reuse_metrics leaves")
+    latents: list[str] = Field(description="the data's kind where a run has training.source = latents, else nothing")
     others: list[str] = Field(description="systems that are no runs: the teacher at each w, and other pipelines")
     systems: list[str]
 
@@ -327,6 +345,12 @@ class System(Strict):
     distill: dict[str, Any] = Field(description="its seed, run and training parameters")
     datasets: list[str]
     ablation: bool
+
+
+class Inputs(Strict):
+    """Files that distill reads in some profiles alone; derived like Matrix."""
+
+    latents: str = Field(NO_LATENTS, description="what the latents stage writes, or a file that says there is nothing")
 
 
 class Inventory(Strict):
@@ -348,6 +372,7 @@ class Params(Strict):
     teacher: Teacher
     data: Data
     trajectories: Trajectories
+    latents: Latents | None = None
     training: Training
     runs: dict[str, Run]
     ablations: dict[str, Study] = {}
@@ -357,6 +382,7 @@ class Params(Strict):
     pictures: Pictures
     matrix: Matrix
     systems: dict[str, System]
+    inputs: Inputs = Inputs()
     inventory: Inventory = Inventory()
 
     @model_validator(mode="after")
@@ -430,11 +456,12 @@ def compose(name: str, conf: Path = CONF, overrides: Sequence[str] = ()) -> dict
     content = _extended(name, conf)
     for override in overrides:
         content = _merge(content, _override(override))
-    if derived := {"profile", "matrix", "systems", "inventory"} & content.keys():
+    if derived := {"profile", "matrix", "systems", "inputs", "inventory"} & content.keys():
         raise ParamsError(f"profile {name}: {', '.join(sorted(derived))}: derived, not to be set")
     content |= {"profile": name, "matrix": dict.fromkeys(Matrix.model_fields, []), "systems": {}}
     params = _validate(content, f"profile {name}")
     content |= {"matrix": _matrix(params), "systems": _systems(params), "inventory": _inventory(params)}
+    content |= {"inputs": {"latents": LATENTS if content["matrix"]["latents"] else NO_LATENTS}}
     params = _validate(content, f"profile {name}")
     composed = _dumped(params)
     if params.reuse_metrics:
@@ -513,10 +540,16 @@ def _matrix(params: Params) -> dict[str, list[str]]:
     others = [*(f"baselines-w{w}" for w in scales), *(f"pipeline-{key}" for key in params.evaluation.pipelines)]
     return {
         "scales": [f"{w:g}" for w in params.trajectories.guidance_scales],
+        "latents": [params.data.kind] if reads_latents(params) else [],
         "runs": runs,
         "others": others,
         "systems": [*runs, *others],
     }
+
+
+def reads_latents(params: Params) -> bool:
+    """Whether a run of the profile trains on latents that are encoded once."""
+    return any(_overridden(params.training, run).source == "latents" for run in params.runs.values())
 
 
 def _inventory(params: Params) -> dict[str, str]:
@@ -559,6 +592,7 @@ def _run_errors(params: Params, name: str) -> list[str]:
         if i > training.iterations
     ]
     errors += _scale_errors(f"runs.{name}", run, training) + _recipe_errors(f"runs.{name}", run, training, cache)
+    errors += _latents_errors(f"runs.{name}", params, training)
     steps = run.skip / cache.solver_skip
     if not run.multiple_estimation or steps == 1:
         return errors
@@ -580,6 +614,19 @@ def _run_errors(params: Params, name: str) -> list[str]:
             f"it must be one of trajectories.guidance_scales = {[*map('{:g}'.format, cache.guidance_scales)]}"
         )
     return errors
+
+
+def _latents_errors(key: str, params: Params, training: Training) -> list[str]:
+    """What a run on latents that are encoded once lacks, a line each."""
+    if training.source != "latents":
+        return []
+    if params.latents is None:
+        lacking = "but there is no section latents: set latents.images and latents.batch_size"
+        return [f"{key}: training.source = latents, {lacking}"]
+    if training.latents != params.training.latents:
+        wanted = f"training.latents = {params.training.latents} of the whole profile"
+        return [f"{key}: training.latents = {training.latents}: the latents stage encodes once, with {wanted}"]
+    return []
 
 
 def _scale_errors(key: str, run: Run, training: Training) -> list[str]:

@@ -34,7 +34,8 @@ from splam.gate import GateResult, check_gate
 from splam.params import Gate, Params
 
 REPORT_STAGES = ("report", "html")  # dvc.lock's entries that hold hashes of the report itself
-ONE_PROTOCOL = ("fid", "clip_score", "references", "captions")  # numbers that differ in these are never compared
+# Numbers that differ in these are never compared.
+ONE_PROTOCOL = ("fid", "clip_score", "clip_score_beside", "references", "captions")
 FIGURES = {
     "figure2a": (
         "Figure 2a. FID against the skipping step k",
@@ -114,7 +115,7 @@ def _frame(rows: list[dict[str, Any]], columns: Iterable[str]) -> pd.DataFrame:
     frame = pd.DataFrame(rows).reindex(columns=list(columns))
     texts = {name: "" for name in ("run", "method", "variant", "dataset") if name in frame}
     numbers = {"guidance_scale", "skip", "seed", "iteration", "steps", "images", "fid", "kid", "precision", "recall"}
-    numbers |= {"clip_score", "paired_distance", "t", "seconds_median"}
+    numbers |= {"clip_score", "clip_score_beside", "paired_distance", "t", "seconds_median"}
     numeric = {c: pd.to_numeric(frame[c]) for c in frame if c in numbers or c.startswith(("delta_", "x0_"))}
     return frame.assign(**numeric).fillna(texts)
 

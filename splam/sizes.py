@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from splam.params import Params, ResolvedRun, Run, Training, resolve
+from splam.params import Params, ResolvedRun, Run, Training, reads_latents, resolve
 
 FLOAT32, HALF = 4, 2  # bytes
 PEAK_SHARE = 0.3  # of a GPU's peak rate that training reaches
@@ -219,6 +219,16 @@ def seconds_per_sample(work: Work, run: Run, training: Training, solver_skip: in
     return calls * work.unet_flops / speed.unet + encode / speed.vae
 
 
+def encoded_images(params: Params) -> int:
+    """Images that the latents stage encodes; 0 where no run reads them."""
+    return params.latents.batches * params.latents.batch_size if reads_latents(params) else 0
+
+
+def encoding_hours(params: Params, work: Work, speed: Speed) -> float:
+    """Estimated GPU-hours of the latents stage; the text encoder is not counted."""
+    return encoded_images(params) * work.encode_flops / speed.vae / 3600
+
+
 def training_samples(training: Training) -> int:
     """Samples, which are sub-paths, that a whole training sees."""
     return training.iterations * training.global_batch
@@ -279,6 +289,14 @@ def memory_per_process(work: Work, run: Run, training: Training) -> dict[str, fl
     }
 
 
+def latent_bytes(params: Params, work: Work) -> int:
+    """Bytes of one image's latents and caption embeddings, as the latents stage keeps them."""
+    from splam.data.latents import DTYPES, bytes_per_image
+
+    dtype = params.latents.dtype if params.latents else "float16"
+    return bytes_per_image((work.latent,), work.tokens, work.width, DTYPES[dtype])
+
+
 def checkpoint_bytes(work: Work, run: Run) -> float:
     """Student, average and two moments, in float32; of an adapter alone for LoRA."""
     return 4 * FLOAT32 * work.unet_weights * (0.05 if run.method == "lcm_lora" else 1.0)
@@ -306,6 +324,7 @@ def disk_bytes(params: Params, work: Work, sample_bytes: float = 0.0) -> dict[st
         f"{kept} checkpoints of one training": kept * max(checkpoint_bytes(work, r.run) for r in runs),
         "teacher's images": len(settings.guidance_scales) * evaluation.images * 3 * size**2,
         "trajectories": len(settings.guidance_scales) * settings.draws * chain * FLOAT32,
+        "latents": encoded_images(params) * latent_bytes(params, work),
         "references": FLOAT32 * (references * FEATURES[evaluation.features] + images * CLIP_WIDTH),
         "test split": 2 * params.data.test_images * sample_bytes if params.data.kind == "laion" else 0.0,
     }

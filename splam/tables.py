@@ -22,11 +22,11 @@ PAPER_NAMES = {
 }
 PAPER_SETS = {"unseen": "COCO-30k", "seen": "LAION-Aesthetics-6+"}
 FLOORS = ("Real images", "VAE reconstruction", "Shuffled captions")
-METRICS = ("fid", "clip_score", "kid", "precision", "recall")
+METRICS = ("fid", "clip_score", "clip_score_beside", "kid", "precision", "recall")
 TABLE_COLUMNS = (
     *("method", "dataset", "steps", "fid", "clip_score", "fid_se", "clip_score_se", "seeds", "images", "source"),
     *("paper_fid", "paper_clip_score", "latency_s", "paper_latency_s", "kid", "precision", "recall", "family"),
-    *("variant", "guidance_scale", "skip"),
+    *("variant", "guidance_scale", "skip", "clip_score_beside"),
 )
 TITLES = {
     "table1": "Table 1. Few-step generation, w = 8, k = 20",
@@ -230,6 +230,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         pairs = zip(wide["clip_score"], wide["clip_score_se"], strict=True)
         shown["CLIP score"] = [with_error(*pair) for pair in pairs]
         shown["paper's CLIP score"] = wide["paper_clip_score"].map(as_printed)
+        if "clip_score_beside" in table:
+            shown["second CLIP score"] = wide["clip_score_beside"].map(number)
     if "paper_latency_s" in table:
         shown["latency (s)"] = wide["latency_s"].map(lambda v: number(v, 3))
         shown["paper's latency (s)"] = wide["paper_latency_s"].map(as_printed)
@@ -244,6 +246,8 @@ def caption(name: str, table: pd.DataFrame, protocol: dict[str, object]) -> str:
     metrics = [protocol.get("fid", "FID (features not recorded)")]
     if "paper_clip_score" in table:
         metrics.append(protocol.get("clip_score", "CLIP score (model not recorded)"))
+        if "clip_score_beside" in table:
+            metrics.append(f"second: {protocol.get('clip_score_beside', 'CLIP score (model not recorded)')}")
     times = f" Baselines: {protocol['baseline_times']} times." if "baseline_times" in protocol else ""
     spread = " ± is the standard error over seeds." if table["fid_se"].notna().any() else ""
     return f"{TITLES[name]}. {'; '.join(map(str, metrics))}; {images} images.{times}{spread} {PAPER_SCALE[name]}"

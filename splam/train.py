@@ -49,7 +49,7 @@ from splam.models import (
     student_network,
     student_shell,
 )
-from splam.online import OnlinePaths, open_stream
+from splam.online import LatentStream, OnlinePaths, open_stream
 from splam.parallel import (
     compile_networks,
     is_sharded,
@@ -360,7 +360,9 @@ def open_source(
         return CachedPaths(cache, resolved, teacher), hashes
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     stream = open_stream(params, resolved, args.data, args.latents, rank, ranks)
-    data = params.data.model_dump(), params.trajectories.solver_skip, params.trajectories.empty_captions
+    data = [params.data.model_dump(), params.trajectories.solver_skip, params.trajectories.empty_captions]
+    if isinstance(stream, LatentStream):
+        data.append(stream.store.plan)
     return OnlinePaths(stream, resolved, teacher, params.trajectories), data
 
 
