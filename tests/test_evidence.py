@@ -62,7 +62,12 @@ def evaluations(params: Params) -> pd.DataFrame:
         for iteration in resolved.training.snapshots:
             facts |= {"iteration": iteration, "final": iteration == resolved.training.iterations}
             rows.append(measured(facts, "unseen-curve", 4, 1000 - iteration + rng.normal(), 60.0))
-    return pd.DataFrame(rows)
+    return with_columns(rows)
+
+
+def with_columns(rows: list[dict]) -> pd.DataFrame:
+    """As splam.report reads rows: with every column, whether measured or not; "ablation" beside them."""
+    return pd.DataFrame(rows).reindex(columns=[*claims.ROW_COLUMNS, "ablation"])
 
 
 def delta(params: Params) -> pd.DataFrame:
@@ -76,7 +81,7 @@ def delta(params: Params) -> pd.DataFrame:
 def test_every_claim_can_be_tested_for_both_readings(evidence):
     rows = evaluations(evidence)
     rows = rows[~rows["ablation"].isin([True])]
-    saved = delta(evidence), pd.DataFrame(latency_rows()), pd.DataFrame(floor_rows())
+    saved = delta(evidence), pd.DataFrame(latency_rows()), with_columns(floor_rows())
     found = claims.evaluate_claims(rows, *saved).set_index(["id", "variant"])
     untested = found[found["verdict"].isin([claims.MISSING, claims.ONE_SEED])]
     assert untested.empty, untested["measured"].to_dict()
