@@ -10,9 +10,10 @@ INSTALLED := $(VENV)/.installed
 # dvc.yaml says `python`: this is the one.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help plan repro studies test lint teacher lock lab bench-gpu clean-scratch
+.PHONY: help plan repro evidence studies test lint teacher lock lab bench-gpu clean-scratch
 help:
 	@echo "make repro [PROFILE=$(PROFILE)]  compose conf/profile/PROFILE.yaml, run the pipeline, write reports/PROFILE"
+	@echo "make evidence             the same with PROFILE=evidence: seeds, ablations, a day; goes on where it was stopped"
 	@echo "make plan [PROFILE=$(PROFILE)]   what a profile still needs and will take, before anything is spent"
 	@echo "make studies              check the metrics, take finished runs apart: reports/studies"
 	@echo "make test                 run the tests"
@@ -30,6 +31,10 @@ repro: $(INSTALLED) $(if $(filter rehearsal,$(PROFILE)),$(STAND_INS))
 	@$(BIN)/python -m splam.params $(PROFILE)
 	$(BIN)/dvc repro
 	@$(BIN)/python -m splam.report $(PROFILE)
+
+# Runs whose metrics are in reports/evidence, committed by whichever machine, are not made again (splam.finished).
+evidence:
+	$(MAKE) repro PROFILE=evidence
 
 # Not part of `make repro`: what they find changes with the metrics and the method, not with every run.
 studies: $(INSTALLED)

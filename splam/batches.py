@@ -21,9 +21,12 @@ from splam.schedule import path_starts
 from splam.solver import SubPaths, TrajectoryCache
 
 
-def iteration_generator(seed: int, iteration: int) -> torch.Generator:
-    """The source of all randomness of one iteration, so that a resumed run needs no saved RNG state."""
-    digest = hashlib.sha256(f"{seed}/{iteration}".encode()).digest()
+def iteration_generator(seed: int, iteration: int, purpose: str = "") -> torch.Generator:
+    """The source of all randomness of one iteration, so that a resumed run needs no saved RNG state.
+
+    purpose: names a draw that must leave all others as they are.
+    """
+    digest = hashlib.sha256(f"{seed}/{iteration}{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
@@ -37,7 +40,7 @@ def batch_rows(iteration: int, batch: int, pool: int, seed: int) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One share of a global batch: paths, caption embeddings, gamma (n,), and w (n,) for LCM*."""
+    """One share of a global batch: n paths, caption embeddings, gamma (n m,), m of each path, and w (n,) for LCM*."""
 
     paths: SubPaths
     captions: Tensor
@@ -59,13 +62,30 @@ class Source(Protocol):
 
 
 def draw_conditions(resolved: ResolvedRun, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """gamma (count,) and LCM*'s w (count,) of a global batch."""
+    """gamma (count, m) and LCM*'s w (count,) of a global batch; m: training.gammas_per_path."""
     training = resolved.training
-    gamma = torch.ones(count)  # LCM: Alg. 1 with gamma = 1
+    gamma = torch.ones(count, 1)  # LCM: Alg. 1 with gamma = 1
     if resolved.run.method == "splam":
-        gamma = draw_gamma(count, training.gamma_one_probability, generator)
+        points = count * training.gammas_per_path
+        gamma = draw_gamma(points, training.gamma_one_probability, generator, training.gamma_law).view(count, -1)
     low, high = training.lcm_star_scales
     return gamma, low + (high - low) * torch.rand(count, generator=generator)
+
+
+def skip_at(iteration: int, resolved: ResolvedRun, solver_skip: int) -> int:
+    """k of one iteration: the run's (the paper's), or by training.skip_law one of the multiples of k_phi up to it.
+
+    random: all are equally likely, one for the whole batch. annealed: from k down to k_phi, each for an equal share of
+    the iterations: long paths first, along which the image's end reaches z_T in few steps, then short ones, which are
+    nearly straight (improved CT's curriculum goes the same way: Song & Dhariwal, 2023, arXiv:2310.14189).
+    """
+    training, steps = resolved.training, resolved.run.skip // solver_skip
+    if training.skip_law == "fixed":
+        return resolved.run.skip
+    if training.skip_law == "annealed":
+        return solver_skip * (steps - steps * iteration // training.iterations)
+    generator = iteration_generator(resolved.seed, iteration, "skip")
+    return solver_skip * int(torch.randint(1, steps + 1, (), generator=generator))
 
 
 class CachedPaths:
@@ -85,12 +105,13 @@ class CachedPaths:
         rows = self.pool[batch_rows(iteration, count, len(self.pool), self.resolved.seed)]
         gamma, scales = draw_conditions(self.resolved, count, iteration_generator(self.resolved.seed, iteration))
         mine = slice(share * training.batch_size, (share + 1) * training.batch_size)
-        rows, gamma, scales = rows[mine], gamma[mine], scales[mine]
-        star = run.method == "lcm_star"
-        if run.multiple_estimation and run.skip > int(self.cache.solver_skip):
-            paths = self.cache.multiple_steps(rows, run.skip)
+        rows, gamma, scales = rows[mine], gamma[mine].flatten(), scales[mine]
+        star, solver_skip = run.method == "lcm_star", int(self.cache.solver_skip)
+        skip = skip_at(iteration, self.resolved, solver_skip)
+        if run.multiple_estimation and skip > solver_skip:
+            paths = self.cache.multiple_steps(rows, skip, training.solver_order)
         else:
             w = scales if star else run.guidance_scale
-            paths = self.cache.one_step(rows, run.skip, w, self.teacher.schedule)
+            paths = self.cache.one_step(rows, skip, w, self.teacher.schedule)
         captions = self.cache.embeddings[paths.caption].float()
         return Batch(paths, captions, gamma, scales if star else None).to(self.teacher.device)

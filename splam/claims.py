@@ -25,6 +25,7 @@ VERDICTS = (HOLDS, NOISE, FAILS, ONE_SEED, MISSING)
 ROW_COLUMNS = (
     *("system", "run", "method", "variant", "guidance_scale", "skip", "multiple_estimation", "seed", "iteration"),
     *("final", "steps", "dataset", "images", "fid", "kid", "precision", "recall", "clip_score", "paired_distance"),
+    "clip_score_beside",  # of a second model; no claim looks at it
     "clip_metric",  # the protocol's name of the CLIP score
 )
 DELTA_COLUMNS = (

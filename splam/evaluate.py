@@ -48,7 +48,17 @@ from splam.models import (
     load_teacher,
     to_pixels,
 )
-from splam.params import Baseline, Card, Params, ParamsError, ResolvedRun, add_source_arguments, params_of, resolve
+from splam.params import (
+    Baseline,
+    Card,
+    Params,
+    ParamsError,
+    ResolvedRun,
+    add_source_arguments,
+    params_of,
+    resolve,
+    run_key,
+)
 from splam.pipelines import draw_images, open_any
 from splam.sampling import baseline_scheduler, generators, sample_consistency, sample_scheduler
 from splam.solver import guided_epsilon
@@ -62,6 +72,7 @@ SCHEDULER_NAMES = {
     "dpmsolver++": "DPM-Solver++",
     "unipc": "UniPC",
 }
+CLIP_SCORES = ("clip_score", "clip_score_beside")  # columns of evaluation.clip's score and of clip_beside's
 STORED_EMBEDDINGS = 1 << 30  # bytes of caption embeddings that are kept; 30,000 of Stable Diffusion's are 7 GB
 
 
@@ -71,7 +82,8 @@ class References:
 
     protocol: the test set's name; size: pixels at which images are measured; captions (n, tokens, d), the text
     encoder's embeddings of the prompts, float32, or none (0,) where they would be too large; features (m, d) of the
-    reference images, and their neighbour_distances, radii (m,); clip_text (n, e) of the prompts.
+    reference images, and their neighbour_distances, radii (m,); clip_text, of the prompts by every score's model: {name
+    of the score: (n, e)}.
     """
 
     protocol: str
@@ -80,7 +92,7 @@ class References:
     captions: np.ndarray
     features: np.ndarray
     radii: np.ndarray
-    clip_text: np.ndarray
+    clip_text: dict[str, np.ndarray]
     hashes: dict[str, str]
 
     def save(self, path: Path) -> None:
@@ -94,8 +106,8 @@ class References:
             captions=self.captions,
             features=self.features,
             radii=self.radii,
-            clip_text=self.clip_text,
             hashes=json.dumps(self.hashes),
+            **self.clip_text,
         )
 
     @classmethod
@@ -104,30 +116,39 @@ class References:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: run the references stage (dvc repro references)")
         with np.load(path) as file:
-            arrays = {k: file[k] for k in ("captions", "features", "radii", "clip_text")}
+            arrays = {k: file[k] for k in ("captions", "features", "radii")}
+            arrays["clip_text"] = {k: file[k] for k in CLIP_SCORES if k in file}
             facts = {"protocol": str(file["protocol"]), "size": int(file["size"])}
             return cls(
                 prompts=[str(p) for p in file["prompts"]], **facts, **arrays, hashes=json.loads(str(file["hashes"]))
             )
 
 
-def load_scorer(params: Params) -> ClipScorer:
-    """The model of the profile's CLIP score, on the GPU where there is one."""
-    return load_clip(params.evaluation.clip, params.evaluation.clip_prefix, default_device())
+def clip_models(params: Params) -> dict[str, str]:
+    """The models of the profile's CLIP scores, by the column that the score stands in."""
+    sources = (params.evaluation.clip, params.evaluation.clip_beside)
+    return {column: source for column, source in zip(CLIP_SCORES, sources, strict=True) if source}
 
 
-def clip_name(params: Params) -> str:
-    """What the profile's CLIP score is called: never without its model."""
-    source, prefix = params.evaluation.clip, params.evaluation.clip_prefix
-    model = "tiny, in-domain" if source == TINY_CLIP else source
-    return f"CLIP score ({model}, {prefix.strip()!r} before captions)" if prefix else f"CLIP score ({model})"
+def load_scorers(params: Params) -> dict[str, ClipScorer]:
+    """The models of the profile's CLIP scores, on the GPU where there is one."""
+    prefix, device = params.evaluation.clip_prefix, default_device()
+    return {column: load_clip(source, prefix, device) for column, source in clip_models(params).items()}
 
 
-def make_references(teacher: Teacher, held_out: HeldOut, clip: ClipScorer, features: str) -> References:
+def clip_names(params: Params) -> dict[str, str]:
+    """What the profile's CLIP scores are called: never without their model."""
+    prefix = params.evaluation.clip_prefix
+    before = f", {prefix.strip()!r} before captions" if prefix else ""
+    models = {c: "tiny, in-domain" if source == TINY_CLIP else source for c, source in clip_models(params).items()}
+    return {column: f"CLIP score ({model}{before})" for column, model in models.items()}
+
+
+def make_references(teacher: Teacher, held_out: HeldOut, clips: dict[str, ClipScorer], features: str) -> References:
     """What samples of one test set are measured against; features: a name that load_features knows."""
     found, digits = reference_features(held_out, load_features(features, teacher.device))
     prompts = held_out.prompts
-    text = clip.text_features(prompts)
+    text = {column: clip.text_features(prompts) for column, clip in clips.items()}
     hashes = {"references": digits, "captions": array_hash(np.array(prompts))}
     large = teacher.embed([""]).nbytes * len(prompts) > STORED_EMBEDDINGS
     captions = np.empty(0, np.float32) if large else teacher.embed(prompts).cpu().numpy()
@@ -176,17 +197,26 @@ class Measure:
     references: References
     statistics: FeatureStatistics
     extract: Callable[[np.ndarray], np.ndarray]
-    clip: ClipScorer
+    clips: dict[str, ClipScorer]
 
     @classmethod
-    def against(cls, references: References, extract: Callable[[np.ndarray], np.ndarray], clip: ClipScorer) -> Measure:
-        """With the networks that the references were measured by."""
-        return cls(references, FeatureStatistics.of(references.features), extract, clip)
+    def against(
+        cls, references: References, extract: Callable[[np.ndarray], np.ndarray], clips: dict[str, ClipScorer]
+    ) -> Measure:
+        """With the networks that the references were measured by. Raises ValueError where those were others."""
+        if lacking := clips.keys() - references.clip_text.keys():
+            lacks = f"the references of {references.protocol} have no {', '.join(sorted(lacking))}"
+            raise ValueError(f"{lacks}: run the references stage again (dvc repro references)")
+        return cls(references, FeatureStatistics.of(references.features), extract, clips)
+
+    def clip_features(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Features (n, e) of images by every CLIP score's model, by the score's column."""
+        return {column: np.asarray(clip.image_features(images)) for column, clip in self.clips.items()}
 
     def __call__(self, images: np.ndarray, teacher: np.ndarray | None = None) -> Callable[[int], dict]:
         """Features once, then metrics over the first n: images uint8 (n, h, w, 3), teacher's of the same noise."""
         features = self.extract(images)
-        image_features = np.asarray(self.clip.image_features(images))
+        image_features = self.clip_features(images)
 
         def row(count: int) -> dict:
             precision, recall = precision_recall(self.references.features, features[:count], self.references.radii)
@@ -196,11 +226,16 @@ class Measure:
                 "kid": kid(self.references.features, features[:count], seed=0),
                 "precision": precision,
                 "recall": recall,
-                "clip_score": clip_score(image_features[:count], self.references.clip_text[:count]),
+                **clip_scores(image_features, self.references.clip_text, count),
                 "paired_distance": None if teacher is None else paired_distance(images[:count], teacher[:count]),
             }
 
         return row
+
+
+def clip_scores(images: dict[str, np.ndarray], texts: dict[str, np.ndarray], count: int) -> dict[str, float]:
+    """Every CLIP score by its column, over the first `count` of the features (n, e) of images and of texts."""
+    return {column: clip_score(found[:count], texts[column][:count]) for column, found in images.items()}
 
 
 def protocol(params: Params, features: str, references: References, teacher: Teacher) -> dict:
@@ -208,7 +243,7 @@ def protocol(params: Params, features: str, references: References, teacher: Tea
     return {
         "set": references.protocol,
         "fid": FID_NAMES[features],
-        "clip_score": clip_name(params),
+        **clip_names(params),
         "references": references.hashes["references"],
         "reference_images": len(references.features),
         "captions": references.hashes["captions"],
@@ -334,6 +369,7 @@ def describe(resolved: ResolvedRun) -> dict:
         "skip": run.skip,
         "multiple_estimation": run.multiple_estimation,
         "seed": resolved.seed,
+        "ablation": run.ablation,
     }
 
 
@@ -352,8 +388,8 @@ class Bench:
         """From the teacher, references and teacher_samples stages under `build`."""
         teacher = open_teacher(params, build / "teacher")
         references = {d: References.load(build / "references" / f"{d}.npz") for d in datasets}
-        extract, clip = load_features(params.evaluation.features, teacher.device), load_scorer(params)
-        measures = {d: Measure.against(r, extract, clip) for d, r in references.items()}
+        extract, clips = load_features(params.evaluation.features, teacher.device), load_scorers(params)
+        measures = {d: Measure.against(r, extract, clips) for d, r in references.items()}
         captions = {d: prompt_embeddings(teacher, r) for d, r in references.items()}
 
         def teacher_images(guidance_scale: float) -> np.ndarray | None:
@@ -501,10 +537,11 @@ def dataset_floors(
         unknown = dict.fromkeys(("fid", "kid", "precision", "recall")) if among else {}
         row = measure(images)
         rows += [{**facts, "method": method, "dataset": d, **row(n), **unknown} for d, n in counts.items()]
-    text = np.roll(measure.references.clip_text, 7, axis=0)  # 7 is no multiple of 3: other glyph, other level
-    score = clip_score(np.asarray(measure.clip.image_features(real)), text)
+    # 7 is no multiple of 3: other glyph, other level
+    texts = {column: np.roll(text, 7, axis=0) for column, text in measure.references.clip_text.items()}
+    scores = clip_scores(measure.clip_features(real), texts, len(real))
     shuffled = {"method": "Shuffled captions", "dataset": dataset, "images": len(real)}
-    return [*rows, {**facts, **shuffled, "fid": None, "clip_score": score}]
+    return [*rows, {**facts, **shuffled, "fid": None, **scores}]
 
 
 def native_size(teacher: Teacher) -> int:
@@ -523,25 +560,27 @@ def reconstructions(teacher: Teacher, held_out: HeldOut, batch_size: int) -> np.
     return np.concatenate(parts)
 
 
-def evaluate_system(params: Params, system: str, build: Path) -> dict:
-    """{"protocol": ..., "rows": [...]} of one name of matrix.systems."""
+def job_of(params: Params, system: str, build: Path) -> tuple[set[str], Callable[[Bench], list[dict]]]:
+    """The datasets that one name of matrix.systems is measured on, and the function that makes its rows."""
     if system not in params.matrix.systems:
         raise ValueError(f"system {system!r} is not in params.yaml; there are: {', '.join(params.matrix.systems)}")
-    if system.startswith("baselines-w"):
-        scale = float(system.removeprefix("baselines-w"))
-        used = {d for b in baselines_at(params, scale).values() for d in b.datasets} | {"unseen", "unseen-small"}
-    elif system.startswith("pipeline-"):
-        used = {*params.evaluation.pipelines[system.removeprefix("pipeline-")].datasets, "unseen"}
-    else:
-        used = {*resolve(params, system).run.datasets, "unseen"}
-    bench = Bench.load(params, build, [d for d in dataset_names(params.data) if d in used])
-    if system.startswith("baselines-w"):
-        rows = evaluate_baselines(bench, scale)
-    elif system.startswith("pipeline-"):
-        rows = evaluate_pipeline(bench, system.removeprefix("pipeline-"))
-    else:
-        rows = evaluate_run(bench, system, build / "runs" / system)
-    return {"protocol": bench.protocol(), "rows": rows}
+    if system in params.matrix.runs:
+        folder = build / "runs" / system
+        return {*resolve(params, system).run.datasets}, lambda bench: evaluate_run(bench, system, folder)
+    kind, _, name = system.partition("-")
+    if kind == "pipeline":
+        return {*params.evaluation.pipelines[name].datasets}, lambda bench: evaluate_pipeline(bench, name)
+    scale = float(name.removeprefix("w"))
+    used = {d for baseline in baselines_at(params, scale).values() for d in baseline.datasets}
+    return used | {"unseen-small"}, lambda bench: evaluate_baselines(bench, scale)  # the teacher's own row has it
+
+
+def evaluate_system(params: Params, system: str, build: Path) -> dict:
+    """{"protocol": ..., "rows": [...]} of one name of matrix.systems; of a run also its "key" (splam.finished)."""
+    used, rows_of = job_of(params, system, build)
+    bench = Bench.load(params, build, [d for d in dataset_names(params.data) if d in used | {"unseen"}])
+    key = {} if system in params.matrix.others else {"key": run_key(params, system)}
+    return {**key, "protocol": bench.protocol(), "rows": rows_of(bench)}
 
 
 def card_draws(card: Card) -> list[tuple[str, str, float, int]]:
@@ -562,10 +601,10 @@ def world_card(params: Params, data: Path, models: Path, scratch: Path) -> tuple
     card = params.world.card
     assemble_tiny(scratch / "teacher", params.world.text_tokens, models)
     teacher = load_teacher(scratch / "teacher", bf16=card.bf16)
-    clip, extract = load_clip(models / "clip"), load_features(card.features)
+    clips, extract = {"clip_score": load_clip(models / "clip")}, load_features(card.features)
     held_out = {d: emoji_set(data, d, card.images) for d in ("unseen", "seen")}
-    references = {d: make_references(teacher, h, clip, card.features) for d, h in held_out.items()}
-    measures = {d: Measure.against(r, extract, clip) for d, r in references.items()}
+    references = {d: make_references(teacher, h, clips, card.features) for d, h in held_out.items()}
+    measures = {d: Measure.against(r, extract, clips) for d, r in references.items()}
     rows, most = [], max(card.steps)
     for dataset, sampler, w, steps in card_draws(card):
         label, captions = f"{sampler} w={w:g} {dataset} {steps} steps", prompt_embeddings(teacher, references[dataset])

@@ -34,6 +34,8 @@ VERDICT_STYLES = {
     "within noise": ("#777777", "D"),
     "does not hold": ("#D55E00", "X"),
     "one seed, not tested": ("#0072B2", "o"),
+    "better": ("#009E73", "o"),
+    "worse": ("#D55E00", "X"),
 }
 INK, GRID = "#222222", "#dddddd"
 DPI = 130

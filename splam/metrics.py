@@ -324,7 +324,10 @@ def _clip_from_name(name: str, prefix: str, device: torch.device | str) -> ClipS
             f"CLIP model {name!r} is neither a folder nor open_clip's architecture/weights: "
             "name one of open_clip.list_pretrained(), such as 'ViT-g-14/laion2b_s12b_b42k'"
         )
-    model, _, transform = open_clip.create_model_and_transforms(architecture, weights, device=device)
+    quick = bool(open_clip.get_pretrained_cfg(architecture, weights).get("quick_gelu"))  # OpenAI's: else only a warning
+    model, _, transform = open_clip.create_model_and_transforms(
+        architecture, weights, device=device, force_quick_gelu=quick
+    )
 
     def preprocess(images: np.ndarray) -> Tensor:
         return torch.stack([transform(Image.fromarray(image)) for image in images])

@@ -415,7 +415,10 @@ def student_network(
     autocast: Callable,
     added: AddedConditions | None = None,
 ) -> Network:
-    """A student as a network of splam.loss: feeds e(gamma) - e(1) (SPLAM), w (LCM*), or nothing."""
+    """A student as a network of splam.loss: feeds e(gamma) - e(1) (SPLAM), w (LCM*), or nothing.
+
+    Called with m points for each of the n captions, those of one caption beside each other, it repeats the captions.
+    """
 
     def call(z: Tensor, time: Tensor, gamma: Tensor) -> Tensor:
         condition = None
@@ -423,8 +426,9 @@ def student_network(
             condition = guidance_embedding(guidance_scale, training.condition_width).to(z)
         elif condition_width(run, training):
             condition = gamma_embedding(gamma, training.condition_width, training.gamma_max_frequency).to(z)
+        rows = captions.repeat_interleave(len(z) // len(captions), 0)
         with autocast():
-            return call_unet(unet, z, time, captions, condition, added)
+            return call_unet(unet, z, time, rows, condition, added)
 
     return call
 
@@ -439,6 +443,8 @@ def objective_of(teacher: Teacher, run: Run, training: Training) -> Objective:
         gamma_conditioning=run.gamma_conditioning,
         distance=training.loss,
         huber_c=training.huber_c,
+        target_gap=training.target_gap,
+        loss_weight=training.loss_weight,
     )
 
 

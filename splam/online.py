@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splam.batches import Batch, batch_rows, draw_conditions, iteration_generator
+from splam.batches import Batch, batch_rows, draw_conditions, iteration_generator, skip_at
 from splam.data import emoji
 from splam.models import Teacher, to_pixels
-from splam.params import Params, ResolvedRun, Trajectories
+from splam.params import EmojiData, LaionData, Params, ResolvedRun, Trajectories
 from splam.sampling import draw_noise, generators
 from splam.schedule import path_end, path_starts
 from splam.solver import SubPaths, check_skips, guided_epsilon, multiple_estimation
@@ -45,9 +45,10 @@ class OnlinePaths:
         run = resolved.run
         self.stream, self.resolved, self.teacher = stream, resolved, teacher
         self.empty_captions = settings.empty_captions
-        several = run.multiple_estimation and run.skip > settings.solver_skip
-        self.solver_skip = settings.solver_skip if several else run.skip
-        check_skips(run.skip, self.solver_skip)
+        self.solver_skip = settings.solver_skip
+        self.several = run.multiple_estimation and run.skip > settings.solver_skip
+        if self.several:
+            check_skips(run.skip, self.solver_skip)
         self.starts = path_starts(run.skip, resolved.training.short_ends, teacher.schedule.length)
         if not len(self.starts):
             raise ValueError(f"{resolved.name}: no grid time is a start that short_ends = 'strict' allows")
@@ -69,23 +70,24 @@ class OnlinePaths:
         seeds = torch.randint(2**62, (count,), generator=generator)
         device = self.teacher.device
         gamma, scales, t = (value[mine].to(device) for value in (gamma, scales, t))
+        skip = skip_at(iteration, self.resolved, self.solver_skip)
         latents, captions, sources = self._sample(iteration, share, shares, seeds[mine].tolist(), dropped[mine])
         noise = draw_noise(sources, latents.shape[1:], device)
         z_t = schedule.alpha(t) * latents + schedule.sigma(t) * noise
         star = run.method == "lcm_star"
-        z_s = self._carry(z_t, t, captions, scales.view(-1, 1, 1, 1) if star else run.guidance_scale)
-        paths = SubPaths(z_t, t, z_s, path_end(t, run.skip), torch.arange(len(t), device=device))
-        return Batch(paths, captions, gamma, scales if star else None)
+        z_s = self._carry(z_t, t, skip, captions, scales.view(-1, 1, 1, 1) if star else run.guidance_scale)
+        paths = SubPaths(z_t, t, z_s, path_end(t, skip), torch.arange(len(t), device=device))
+        return Batch(paths, captions, gamma.flatten(), scales if star else None)
 
     @torch.no_grad()
-    def _carry(self, z_t: Tensor, t: Tensor, captions: Tensor, guidance_scale: float | Tensor) -> Tensor:
-        """z_s: the teacher's guided DDIM steps of solver_skip from t to max(t - k, 0) (Eq. 18)."""
+    def _carry(self, z_t: Tensor, t: Tensor, skip: int, captions: Tensor, guidance_scale: float | Tensor) -> Tensor:
+        """z_s: the teacher's guided steps of k_phi from t to max(t - k, 0) (Eq. 18), or one without it."""
 
         def epsilon(z: Tensor, time: Tensor) -> Tensor:
             return guided_epsilon(*epsilons(self.teacher, z, time, captions, self.empty), guidance_scale)
 
-        skip = self.resolved.run.skip
-        return multiple_estimation(epsilon, z_t, t, skip, self.solver_skip, self.teacher.schedule)
+        solver_skip, order = self.solver_skip if self.several else skip, self.resolved.training.solver_order
+        return multiple_estimation(epsilon, z_t, t, skip, solver_skip, self.teacher.schedule, order)
 
     def _sample(
         self, iteration: int, share: int, shares: int, seeds: list[int], dropped: Tensor
@@ -194,9 +196,18 @@ def open_stream(params: Params, resolved: ResolvedRun, data: Path, latents: Path
     if resolved.training.source == "latents":
         from splam.data.latents import LatentShards
 
-        return LatentStream(LatentShards(latents), batch * ranks, seed)
-    if params.data.kind == "emoji":
-        return EmojiStream(emoji.Split.load(data / "train"), batch * ranks, seed)
+        store = LatentShards(latents)
+        len(store)  # opens all files: what is missing is told before anything is trained
+        return LatentStream(store, batch * ranks, seed)
+    return image_stream(params.data, data, batch, seed, rank, ranks)
+
+
+def image_stream(
+    settings: EmojiData | LaionData, data: Path, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
+) -> Stream:
+    """The training images of either kind of data; data: folder of the tiny world's."""
+    if settings.kind == "emoji":
+        return EmojiStream(emoji.Split.load(data / "train"), batch_size * ranks, seed)
     from splam.data.laion import LaionStream
 
-    return LaionStream(params.data, batch, seed, rank, ranks)
+    return LaionStream(settings, batch_size, seed, rank, ranks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import glob
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from splam import finished
 from splam.inventory import NOTHING, take_stock
 
 CONF = Path("conf/profile")
+LATENTS, NO_LATENTS = "build/latents.json", "splam/assets/no_latents.json"  # DVC knows no dependency that may be absent
 
 
 class Strict(BaseModel):
@@ -140,8 +143,27 @@ class Trajectories(Strict):
     draws: PositiveInt = Field(description="(image, caption, t, noise) draws in the cache")
     steps: PositiveInt = Field(description="guided DDIM steps of k_phi along each draw")
     solver_skip: PositiveInt = Field(20, description="k_phi")
+    second_order: list[float] = Field([], description="those w whose draws are also solved by DPM-Solver++ 2M")
     batch_size: PositiveInt
     empty_captions: float = Field(ge=0, le=1, description="share of captions replaced by the empty one")
+
+
+class Latents(Strict):
+    """Latents and caption embeddings that are encoded once, for the runs with training.source = latents."""
+
+    images: PositiveInt = Field(description="to encode, in the order of a training, up to whole batches")
+    batch_size: PositiveInt = Field(description="images that are encoded at a time")
+    batches_per_file: PositiveInt = 64
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+
+    @property
+    def batches(self) -> int:
+        """Batches that hold `images`."""
+        return math.ceil(self.images / self.batch_size)
+
+
+RECIPES = ("gamma_law", "gammas_per_path", "target_gap", "loss_weight", "solver_order", "skip_law")
+"""Keys of `training` that lead beyond the paper, whose own choice is each one's default."""
 
 
 class Training(Strict):
@@ -168,7 +190,7 @@ class Training(Strict):
         "cached", description="sub-paths from the trajectory cache, from images, or from latents computed once"
     )
     latents: Literal["mean", "sample"] = Field(
-        "sample", description="of E(x), where images are encoded online; LCM's scripts take a sample"
+        "sample", description="of E(x), drawn anew online and once by the latents stage; LCM's scripts take a sample"
     )
     checkpoint_seconds: PositiveFloat
     keep_checkpoints: PositiveInt = 2
@@ -177,6 +199,16 @@ class Training(Strict):
     condition_width: PositiveInt = Field(64, description="width of the time_cond_proj input: e(gamma), or w for LCM*")
     gamma_max_frequency: PositiveFloat = Field(10.0, description="radians over gamma in [0, 1]")
     gamma_one_probability: float = Field(0.0, ge=0, le=1)
+    gamma_law: tuple[PositiveFloat, PositiveFloat] = Field(
+        (1.0, 1.0), description="gamma ~ Beta(a, b); a = b = 1, uniform, is the paper's"
+    )
+    gammas_per_path: PositiveInt = Field(1, description="m: points of each sub-path; its ends are computed once")
+    target_gap: float = Field(1.0, gt=0, le=1, description="in gamma; 1 is the paper's, the end of the path")
+    loss_weight: Literal["none", "min_snr"] = Field("none", description="of each t (splam.loss.snr_weight)")
+    solver_order: Literal[1, 2] = Field(1, description="of multiple estimation: DDIM, the paper's, or DPM-Solver++ 2M")
+    skip_law: Literal["fixed", "random", "annealed"] = Field(
+        "fixed", description="k of an iteration: the run's, or one of the multiples of k_phi up to it"
+    )
     lora_rank: PositiveInt = 16
     lora_learning_rate: PositiveFloat = 1e-3
     lcm_star_scales: tuple[float, float] = (2.0, 14.0)
@@ -203,6 +235,15 @@ class Run(Strict):
     seeds: list[int] = [0]
     datasets: list[Dataset] = ["unseen"]
     training: dict[str, Any] = Field({}, description="overrides of the training section")
+    ablation: bool = Field(False, description="made for `ablations` alone: claims, tables and figures leave it out")
+
+
+class Study(Strict):
+    """Runs that are compared, paired by seed, with a reference from which each differs in one factor."""
+
+    reference: str
+    runs: list[str] = []
+    recipes: list[str] = Field([], description="runs that may differ from it in several factors")
 
 
 class Baseline(Strict):
@@ -246,6 +287,7 @@ class Evaluation(Strict):
 
     features: Literal["efficientnet_lite0", "inception"]
     clip: str = Field("models/tiny/clip", description='of the CLIP score: a folder, or "architecture/weights"')
+    clip_beside: str = Field("", description="a second model, whose score stands beside the first's; empty for none")
     clip_prefix: str = Field("", description='put before every caption, such as "A photo depicts "')
     gate: Gate | None = Field(None, description="without one, no number of the teacher's is expected")
     images: PositiveInt = Field(description="samples of Tables 1, 2a and 2c")
@@ -294,7 +336,8 @@ class Matrix(Strict):
     """What dvc.yaml's matrices run over; derived, never written by hand."""
 
     scales: list[str]
-    runs: list[str]
+    runs: list[str] = Field(description="distillations to be made: all, or those that reuse_metrics leaves")
+    latents: list[str] = Field(description="the data's kind where a run has training.source = latents, else nothing")
     others: list[str] = Field(description="systems that are no runs: the teacher at each w, and other pipelines")
     systems: list[str]
 
@@ -304,6 +347,13 @@ class System(Strict):
 
     distill: dict[str, Any] = Field(description="its seed, run and training parameters")
     datasets: list[str]
+    ablation: bool
+
+
+class Inputs(Strict):
+    """Files that distill reads in some profiles alone; derived like Matrix."""
+
+    latents: str = Field(NO_LATENTS, description="what the latents stage writes, or a file that says there is nothing")
 
 
 class Inventory(Strict):
@@ -319,19 +369,23 @@ class Params(Strict):
     profile: str
     description: str = ""
     expected_minutes: float | None = Field(None, gt=0, description="of `make repro` from nothing, on two cores")
+    reuse_metrics: bool = Field(False, description="leave out runs whose metrics are there (splam.finished)")
     seed: int
     world: World
     teacher: Teacher
     data: Data
     trajectories: Trajectories
+    latents: Latents | None = None
     training: Training
     runs: dict[str, Run]
+    ablations: dict[str, Study] = {}
     evaluation: Evaluation
     delta: Delta
     latency: Latency
     pictures: Pictures
     matrix: Matrix
     systems: dict[str, System]
+    inputs: Inputs = Inputs()
     inventory: Inventory = Inventory()
 
     @model_validator(mode="after")
@@ -344,7 +398,7 @@ class Params(Strict):
                 f"evaluation.small_images = {self.evaluation.small_images} are drawn from the first "
                 f"evaluation.images = {self.evaluation.images}: there are fewer"
             )
-        if errors:
+        if errors := errors or _ablation_errors(self):
             raise ValueError("\n".join(errors))
         return self
 
@@ -365,12 +419,28 @@ class ResolvedRun:
 
 
 def resolve(params: Params, name: str) -> ResolvedRun:
-    """The run of params.yaml that is called `name` in matrix.runs."""
+    """The run of params.yaml that `name`, one of run_names, stands for."""
     for run_name, run in params.runs.items():
         for seed in run.seeds:
             if name == f"{run_name}-s{seed}":
                 return ResolvedRun(name, run_name, seed, run, _overridden(params.training, run))
-    raise ParamsError(f"there is no run {name!r}; there are: {', '.join(params.matrix.runs)}")
+    raise ParamsError(f"there is no run {name!r}; there are: {', '.join(run_names(params))}")
+
+
+def differences(params: Params, run: str, reference: str) -> dict[str, tuple[Any, Any]]:
+    """The factors in which a run differs from another: {key: (its value, the other's)}, keys of Run and Training.
+
+    Seeds, datasets, snapshots and checkpoints leave a student as it is and do not count.
+    """
+
+    def facts(name: str) -> dict[str, Any]:
+        settings = params.runs[name]
+        training = _overridden(params.training, settings)
+        own = settings.model_dump(exclude={"seeds", "datasets", "training", "ablation"})
+        return own | training.model_dump(exclude={"snapshots", "checkpoint_seconds", "keep_checkpoints"})
+
+    ours, theirs = facts(run), facts(reference)
+    return {key: (ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]}
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
@@ -389,12 +459,42 @@ def compose(name: str, conf: Path = CONF, overrides: Sequence[str] = ()) -> dict
     content = _extended(name, conf)
     for override in overrides:
         content = _merge(content, _override(override))
-    if derived := {"profile", "matrix", "systems", "inventory"} & content.keys():
+    if derived := {"profile", "matrix", "systems", "inputs", "inventory"} & content.keys():
         raise ParamsError(f"profile {name}: {', '.join(sorted(derived))}: derived, not to be set")
     content |= {"profile": name, "matrix": dict.fromkeys(Matrix.model_fields, []), "systems": {}}
     params = _validate(content, f"profile {name}")
     content |= {"matrix": _matrix(params), "systems": _systems(params), "inventory": _inventory(params)}
-    return _validate(content, f"profile {name}").model_dump(mode="json", exclude_none=True)
+    content |= {"inputs": {"latents": LATENTS if content["matrix"]["latents"] else NO_LATENTS}}
+    params = _validate(content, f"profile {name}")
+    composed = _dumped(params)
+    if params.reuse_metrics:
+        kept = _runs_that_are_opened(params)
+        left = [run for run in params.matrix.runs if run in kept or not finished.is_finished(composed, run)]
+        composed["matrix"]["runs"] = left
+    return composed
+
+
+def _dumped(params: Params) -> dict[str, Any]:
+    return params.model_dump(mode="json", exclude_none=True)
+
+
+def run_key(params: Params, run: str) -> str:
+    """What a run's numbers follow from, in 16 digits (splam.finished.run_key)."""
+    return finished.run_key(_dumped(params), run)
+
+
+def run_names(params: Params) -> list[str]:
+    """All distillations, "<run>-s<seed>"."""
+    return [f"{name}-s{seed}" for name, run in params.runs.items() for seed in run.seeds]
+
+
+def _runs_that_are_opened(params: Params) -> set[str]:
+    """Distillations whose weights the stages sample, delta and latency read."""
+    pictures = params.pictures
+    first = [*pictures.guidance_runs, pictures.lcm, pictures.splam, *pictures.gallery]
+    first += [params.latency.run, params.latency.lora]
+    opened = {f"{name}-s{params.runs[name].seeds[0]}" for name in first}
+    return opened | {f"{name}-s{seed}" for name in params.delta.runs for seed in params.runs[name].seeds}
 
 
 def _extended(name: str, conf: Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -438,15 +538,21 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _matrix(params: Params) -> dict[str, list[str]]:
-    runs = [f"{name}-s{seed}" for name, run in params.runs.items() for seed in run.seeds]
+    runs = run_names(params)
     scales = {f"{w:g}": None for b in params.evaluation.baselines.values() for w in b.guidance_scales}
     others = [*(f"baselines-w{w}" for w in scales), *(f"pipeline-{key}" for key in params.evaluation.pipelines)]
     return {
         "scales": [f"{w:g}" for w in params.trajectories.guidance_scales],
+        "latents": [params.data.kind] if reads_latents(params) else [],
         "runs": runs,
         "others": others,
         "systems": [*runs, *others],
     }
+
+
+def reads_latents(params: Params) -> bool:
+    """Whether a run of the profile trains on latents that are encoded once."""
+    return any(_overridden(params.training, run).source == "latents" for run in params.runs.values())
 
 
 def _inventory(params: Params) -> dict[str, str]:
@@ -461,14 +567,14 @@ def _inventory(params: Params) -> dict[str, str]:
 
 def _systems(params: Params) -> dict[str, dict[str, Any]]:
     systems = {}
-    for name in _matrix(params)["runs"]:
+    for name in run_names(params):
         resolved = resolve(params, name)
         distill = {
             "seed": resolved.seed,
-            "run": resolved.run.model_dump(mode="json", exclude={"seeds", "datasets", "training"}),
+            "run": resolved.run.model_dump(mode="json", exclude={"seeds", "datasets", "training", "ablation"}),
             "training": resolved.training.model_dump(mode="json", exclude={"checkpoint_seconds", "keep_checkpoints"}),
         }
-        systems[name] = {"distill": distill, "datasets": resolved.run.datasets}
+        systems[name] = {"distill": distill, "datasets": resolved.run.datasets, "ablation": resolved.run.ablation}
     return systems
 
 
@@ -487,7 +593,9 @@ def _run_errors(params: Params, name: str) -> list[str]:
         f"runs.{name}: snapshot {i} is after the last iteration, {training.iterations}"
         for i in training.snapshots
         if i > training.iterations
-    ] + _scale_errors(f"runs.{name}", run, training)
+    ]
+    errors += _scale_errors(f"runs.{name}", run, training) + _recipe_errors(f"runs.{name}", run, training, cache)
+    errors += _latents_errors(f"runs.{name}", params, training)
     steps = run.skip / cache.solver_skip
     if not run.multiple_estimation or steps == 1:
         return errors
@@ -511,6 +619,19 @@ def _run_errors(params: Params, name: str) -> list[str]:
     return errors
 
 
+def _latents_errors(key: str, params: Params, training: Training) -> list[str]:
+    """What a run on latents that are encoded once lacks, a line each."""
+    if training.source != "latents":
+        return []
+    if params.latents is None:
+        lacking = "but there is no section latents: set latents.images and latents.batch_size"
+        return [f"{key}: training.source = latents, {lacking}"]
+    if training.latents != params.training.latents:
+        wanted = f"training.latents = {params.training.latents} of the whole profile"
+        return [f"{key}: training.latents = {training.latents}: the latents stage encodes once, with {wanted}"]
+    return []
+
+
 def _scale_errors(key: str, run: Run, training: Training) -> list[str]:
     """Choices of how a run is spread over processes and memory that do not go together, a line each."""
     errors = []
@@ -527,6 +648,26 @@ def _scale_errors(key: str, run: Run, training: Training) -> list[str]:
     return errors
 
 
+def _recipe_errors(key: str, run: Run, training: Training, cache: Trajectories) -> list[str]:
+    """Recipes beyond the paper that do not go with the run, a line each."""
+    errors, steps, w = [], run.skip / cache.solver_skip, run.guidance_scale
+    for name in ("gamma_law", "gammas_per_path", "target_gap"):
+        value = getattr(training, name)
+        if run.method != "splam" and value != Training.model_fields[name].default:
+            errors.append(f"{key}: training.{name} = {value} is for method splam, {run.method}'s gamma is always 1")
+    several = steps >= 2 and steps == int(steps)
+    if training.skip_law != "fixed" and not several:
+        errors.append(
+            f"{key}: training.skip_law = {training.skip_law} needs a skip of 2 or more whole steps of "
+            f"trajectories.solver_skip = {cache.solver_skip}, it is {run.skip}"
+        )
+    if training.solver_order == 2 and not (several and run.multiple_estimation):
+        errors.append(f"{key}: training.solver_order = 2 needs multiple_estimation over 2 or more solver steps")
+    if training.solver_order == 2 and training.source == "cached" and w not in cache.second_order:
+        errors.append(f"{key}: training.solver_order = 2 needs its guidance_scale {w:g} in trajectories.second_order")
+    return errors
+
+
 def _reference_errors(params: Params) -> list[str]:
     """Names of runs and baselines that do not exist, a line each."""
     pictures = params.pictures
@@ -540,11 +681,48 @@ def _reference_errors(params: Params) -> list[str]:
         "pictures.gallery": pictures.gallery,
     }
     errors = [line for key, names in runs.items() for line in _unknown(key, names, "run", params.runs)]
+    cache = params.trajectories
+    errors += [
+        f"trajectories.second_order: {w:g} is not one of trajectories.guidance_scales"
+        for w in cache.second_order
+        if w not in cache.guidance_scales
+    ]
     baselines = params.evaluation.baselines
     names = [(name, steps) for p in params.evaluation.pipelines.values() for name in [p.name] for steps in p.steps]
     twice = sorted({row for row in names if names.count(row) > 1})
     errors += [f"evaluation.pipelines: {name!r} in {steps} steps names two rows" for name, steps in twice]
     return errors + _unknown("pictures.gallery_baselines", pictures.gallery_baselines, "baseline", baselines)
+
+
+def _ablation_errors(params: Params) -> list[str]:
+    """Studies whose runs cannot be told from their reference by one factor and shared seeds, a line each."""
+    errors, used = [], set()
+    for name, study in params.ablations.items():
+        runs = [study.reference, *study.runs, *study.recipes]
+        used.update(runs)
+        unknown = _unknown(f"ablations.{name}", runs, "run", params.runs)
+        errors += unknown or [line for run in runs[1:] for line in _comparison_errors(params, name, run)]
+    marked = [run for run, settings in params.runs.items() if settings.ablation]
+    errors += [f"runs.{run}.ablation: no study of `ablations` names the run" for run in marked if run not in used]
+    lost = [run for run in params.delta.runs if run in marked]
+    return errors + [f"delta.runs: {run} is an ablation, which figures leave out: take it out of one" for run in lost]
+
+
+def _comparison_errors(params: Params, study: str, run: str) -> list[str]:
+    """What keeps one run of a study from being compared with its reference, a line each."""
+    settings, key = params.ablations[study], f"ablations.{study}: {run}"
+    reference, errors = settings.reference, []
+    factors = differences(params, run, reference)
+    if not factors:
+        errors.append(f"{key} does not differ from {reference}")
+    if len(factors) > 1 and run not in settings.recipes:
+        errors.append(
+            f"{key} differs from {reference} in {', '.join(factors)}: leave one, or name the run under recipes"
+        )
+    if alone := sorted({*params.runs[run].seeds} - {*params.runs[reference].seeds}):
+        errors.append(f"{key} has the seeds {alone}, which {reference} lacks: pairs need the same seeds")
+    both = [name for name in (run, reference) if "unseen" not in params.runs[name].datasets]
+    return errors + [f"{key}: {name}.datasets lacks 'unseen', on which it is compared" for name in both]
 
 
 def _dataset_errors(params: Params) -> list[str]:
@@ -657,7 +835,10 @@ def main(arguments: list[str] | None = None) -> int:
     params = load_params()
     time = f"; about {params.expected_minutes:g} minutes from nothing" if params.expected_minutes else ""
     print(f"Profile {params.profile}: {params.description}{time}.")
-    print(f"{len(params.runs)} distillations, {len(params.matrix.systems)} systems to evaluate.")
+    left, everything = len(params.matrix.runs), len(run_names(params))
+    print(f"{left} distillations and evaluations, and {len(params.matrix.others)} evaluations of other systems.")
+    if left < everything:
+        print(f"{everything - left} more are measured already, from the same code, weights and parameters.")
     print("params.yaml " + ("written." if changed else "is as it was."))
     return 0
 

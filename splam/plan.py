@@ -32,7 +32,10 @@ from splam.sizes import (
     Shapes,
     Work,
     disk_bytes,
+    encoded_images,
+    encoding_hours,
     evaluation_hours,
+    latent_bytes,
     memory_per_process,
     runs_of,
     seconds_per_sample,
@@ -358,9 +361,10 @@ def _captions_line(name: str, prompts: Any, wanted: int) -> Line:
 # The networks that measure
 
 
-def network_lines(features: str, clip: str) -> list[Line]:
-    """Findings about the networks of FID and of the CLIP score."""
-    return [features_line(features), clip_line(clip)]
+def network_lines(features: str, clip: str, beside: str = "") -> list[Line]:
+    """Findings about the networks of FID and of the CLIP scores; beside: the second one's model, if any."""
+    second = [clip_line(beside, "evaluation.clip_beside")] if beside else []
+    return [features_line(features), clip_line(clip), *second]
 
 
 def features_line(features: str) -> Line:
@@ -381,7 +385,7 @@ def features_line(features: str) -> Line:
     return problem(text, f"{path.name}, from {inception_url}")
 
 
-def clip_line(source: str) -> Line:
+def clip_line(source: str, key: str = "evaluation.clip") -> Line:
     """Whether the CLIP model's weights are there: a folder, or a name of open_clip's in the local cache."""
     if Path(source).is_dir():
         lacking = [
@@ -395,7 +399,7 @@ def clip_line(source: str) -> Line:
     architecture, _, weights = source.partition("/")
     if (architecture, weights) not in open_clip.list_pretrained():
         known = "a folder, or one of open_clip.list_pretrained(), such as ViT-g-14/laion2b_s12b_b42k"
-        return problem(f"evaluation.clip = {source!r} is neither a folder nor open_clip's: name {known}")
+        return problem(f"{key} = {source!r} is neither a folder nor open_clip's: name {known}")
     settings = open_clip.pretrained.get_pretrained_cfg(architecture, weights)
     path = _cached_clip(settings)
     if path:
@@ -434,6 +438,26 @@ def disk_lines(params: Params, work: Work, sample_bytes: float, folder: Path = P
         room = "make room, lower training.keep_checkpoints, or take runs out of the profile (--set runs.NAME=null)"
         return [*lines, problem(f"{gigabytes(total)} do not fit, {gigabytes(free)} are free: {room}")]
     return [*lines, ok(f"{gigabytes(free)} are free")]
+
+
+def latents_lines(params: Params, work: Work) -> list[Line]:
+    """What latents that are encoded once take, or would take, on the disk, and what they save."""
+    each, images = latent_bytes(params, work), encoded_images(params)
+    if images:
+        size, hours = gigabytes(images * each), encoding_hours(params, work, A100)
+        return [note(f"latents, encoded once: {images:,} images, {each:,} bytes each, {size}; {hours:,.0f} GPU-hours")]
+    shares = sorted(_encoding_share(params, work, one) for one in runs_of(params) if one.training.source == "online")
+    if not shares or params.data.kind != "laion":
+        return []
+    saved = f"would save {shares[0]:.0%} to {shares[-1]:.0%} of each training's work, once they are encoded"
+    return [note(f"latents.images and training.source=latents: {gigabytes(1e6 * each)} a million images, and {saved}")]
+
+
+def _encoding_share(params: Params, work: Work, resolved: ResolvedRun) -> float:
+    """What part of an online training sample's seconds the autoencoder's encoder takes."""
+    skip = params.trajectories.solver_skip
+    whole = seconds_per_sample(work, resolved.run, resolved.training, skip, A100)
+    return work.encode_flops / A100.vae / whole
 
 
 @dataclass(frozen=True)
@@ -522,7 +546,7 @@ def work_lines(params: Params, shapes: Shapes, work: Work, machine: Machine, mea
         size = f"{resolved.training.iterations:,} x {resolved.training.global_batch:,} samples"
         lines.append(note(f"{resolved.name}: {memory}, {size}, {hours[resolved.name]:,.0f} GPU-hours"))
     drawn = evaluation_hours(params, work, A100)
-    trained = sum(hour for hour in hours.values() if math.isfinite(hour))
+    trained = sum(hour for hour in hours.values() if math.isfinite(hour)) + encoding_hours(params, work, A100)
     lines.append(note(f"drawing what is measured: {drawn:,.0f} GPU-hours, an estimate for {A100.name}"))
     lines.append(note(f"all: {trained + drawn:,.0f} GPU-hours, {(trained + drawn) / 24:,.0f} GPU-days"))
     return lines + machine_lines(params, machine, found, trained + drawn)
@@ -582,12 +606,13 @@ def sections(params: Params, machine: Machine | None = None) -> dict[str, list[L
         found["COCO"] = coco_lines(params.data.coco, wanted)
     else:
         found["Data"] = [ok("text-to-emoji, rendered by the data stage: nothing to download")]
-    found["Networks that measure"] = network_lines(params.evaluation.features, params.evaluation.clip)
+    evaluation = params.evaluation
+    found["Networks that measure"] = network_lines(evaluation.features, evaluation.clip, evaluation.clip_beside)
     if shapes is None:
         unknown = "not known without the teacher's configurations: see the section Teacher first"
         return found | {"Disk": [note(unknown)], "GPUs": [note(unknown)]}
     work = work_of(shapes)
-    found["Disk"] = disk_lines(params, work, sample_bytes)
+    found["Disk"] = disk_lines(params, work, sample_bytes) + latents_lines(params, work)
     machine = Machine.here() if machine is None else machine
     plain = shapes.unet.get("addition_embed_type") is None  # the probe has no added conditions
     measure = probed(params) if machine.count and plain else estimated(params, work)

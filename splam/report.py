@@ -29,12 +29,13 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.mathtext import MathTextParser
 
-from splam import claims, figures, tables
+from splam import ablations, claims, figures, tables
 from splam.gate import GateResult, check_gate
-from splam.params import Gate
+from splam.params import Gate, Params
 
 REPORT_STAGES = ("report", "html")  # dvc.lock's entries that hold hashes of the report itself
-ONE_PROTOCOL = ("fid", "clip_score", "references", "captions")  # numbers that differ in these are never compared
+# Numbers that differ in these are never compared.
+ONE_PROTOCOL = ("fid", "clip_score", "clip_score_beside", "references", "captions")
 FIGURES = {
     "figure2a": (
         "Figure 2a. FID against the skipping step k",
@@ -68,10 +69,12 @@ FIGURES = {
 class Metrics:
     """All saved numbers of a profile; what was not measured is an empty frame with the same columns.
 
+    rows: the evaluations that claims, tables and figures are made from; evaluations: those of `ablation` runs too.
     protocol: of the evaluations, merged over systems; protocols: of every other file that has one, by its name.
     """
 
     rows: pd.DataFrame
+    evaluations: pd.DataFrame
     floors: pd.DataFrame
     delta: pd.DataFrame
     latency: pd.DataFrame
@@ -86,16 +89,21 @@ def load_metrics(report_folder: Path) -> Metrics:
     evaluations = [_read_json(path) for path in sorted((folder / "evaluate").glob("*.json"))]
     single = {name: _read_json(folder / f"{name}.json") for name in ("floors", "delta", "latency", "world")}
     protocol = merge_protocols([e.get("protocol", {}) for e in evaluations])
-    rows = _frame([r for e in evaluations for r in e["rows"]], claims.ROW_COLUMNS)
+    rows = [row | {"clip_metric": protocol.get("clip_score")} for e in evaluations for row in e["rows"]]
     return Metrics(
-        rows=rows.assign(clip_metric=protocol.get("clip_score")),
+        rows=_frame(_without_ablations(rows), claims.ROW_COLUMNS),
+        evaluations=_frame(rows, claims.ROW_COLUMNS),
         floors=_frame(single["floors"]["rows"], claims.ROW_COLUMNS),
-        delta=_frame(single["delta"]["rows"], claims.DELTA_COLUMNS),
+        delta=_frame(_without_ablations(single["delta"]["rows"]), claims.DELTA_COLUMNS),
         latency=_frame(single["latency"]["rows"], claims.LATENCY_COLUMNS),
         world=_frame(single["world"]["rows"], claims.ROW_COLUMNS),
         protocol=protocol,
         protocols={name: content["protocol"] for name, content in single.items() if content.get("protocol")},
     )
+
+
+def _without_ablations(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if not row.get("ablation")]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -107,7 +115,7 @@ def _frame(rows: list[dict[str, Any]], columns: Iterable[str]) -> pd.DataFrame:
     frame = pd.DataFrame(rows).reindex(columns=list(columns))
     texts = {name: "" for name in ("run", "method", "variant", "dataset") if name in frame}
     numbers = {"guidance_scale", "skip", "seed", "iteration", "steps", "images", "fid", "kid", "precision", "recall"}
-    numbers |= {"clip_score", "paired_distance", "t", "seconds_median"}
+    numbers |= {"clip_score", "clip_score_beside", "paired_distance", "t", "seconds_median"}
     numeric = {c: pd.to_numeric(frame[c]) for c in frame if c in numbers or c.startswith(("delta_", "x0_"))}
     return frame.assign(**numeric).fillna(texts)
 
@@ -138,6 +146,26 @@ def write_tables(report_folder: Path, metrics: Metrics) -> dict[str, pd.DataFram
     return built
 
 
+def write_ablations(report_folder: Path, metrics: Metrics, params: Params) -> pd.DataFrame:
+    """Write tables/ablations.csv and .md, or remove them where the profile has none; returns the table."""
+    folder = Path(report_folder) / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    table = ablations.ablation_table(params, metrics.evaluations)
+    csv, md = folder / "ablations.csv", folder / "ablations.md"
+    if table.empty:
+        for path in (csv, md):
+            path.unlink(missing_ok=True)
+        return table
+    table.to_csv(csv, index=False, float_format="%.6g")
+    md.write_text(ablations.markdown(table, fid_name(metrics)))
+    return table
+
+
+def fid_name(metrics: Metrics) -> str:
+    """What the profile's FID is called: never without its features."""
+    return str(metrics.protocol.get("fid", "FID (features not recorded)"))
+
+
 def write_claims(report_folder: Path, metrics: Metrics) -> pd.DataFrame:
     """Write claims.csv, claims_parts.csv (every comparison behind it) and figures/claims.png; returns the claims."""
     folder = Path(report_folder)
@@ -153,7 +181,7 @@ def write_claims(report_folder: Path, metrics: Metrics) -> pd.DataFrame:
 
 def plotted_figures(metrics: Metrics) -> dict[str, tuple[pd.DataFrame, Figure]]:
     """Figures 2 and 3b that there are numbers for: by name, what is plotted and the plot."""
-    fid = str(metrics.protocol.get("fid", "FID (features not recorded)"))
+    fid = fid_name(metrics)
     clip = str(metrics.protocol.get("clip_score", "CLIP score (model not recorded)"))
     plots = {
         "figure2a": (figures.figure2a_points(metrics.rows), lambda p: figures.figure2a(p, fid)),
@@ -317,6 +345,26 @@ def claim_views(report_folder: Path, most: int = 24) -> list[dict[str, Any]]:
     return views
 
 
+def ablation_views(report_folder: Path) -> list[dict[str, Any]]:
+    """For the page: each study with its table and a picture of its ratios; none where there is no ablations.csv."""
+    path = Path(report_folder) / "tables/ablations.csv"
+    if not path.is_file():
+        return []
+    texts = dict.fromkeys(("factor", "value", "reference_value", "values"), str)
+    missing = dict.fromkeys(("fid", "reference_fid", "ln_ratio", "low", "high"), [""])  # a factor's "none" is a value
+    table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=missing)
+    return [
+        {
+            "name": name,
+            "reference": rows["reference"].iloc[0],
+            "best": ablations.best(rows),
+            "grid": _grid(ablations.readable(rows)),
+            "picture": _data_uri(figures.claims_forest(ablations.forest(rows))),
+        }
+        for name, rows in table.groupby("study", sort=False)
+    ]
+
+
 def figure_views(report_folder: Path) -> list[dict[str, Any]]:
     """For the page: each figure's title, the paper's finding, and which of its files there are."""
     folder = Path(report_folder) / "figures"
@@ -383,6 +431,7 @@ def write_index(report_folder: Path, profile: str, root: Path = Path(".")) -> Pa
         tables=table_views(built, metrics.protocol),
         figures=figure_views(folder),
         claims=claim_views(folder),
+        ablations=ablation_views(folder),
         world=_grid(tables.world_card(metrics.world, metrics.floors)) if len(metrics.world) else None,
         quality=_grid(tables.teacher_quality(metrics.world, metrics.floors)) if len(metrics.world) else None,
         files=sorted(p.relative_to(folder).as_posix() for p in (folder / "metrics").rglob("*.json")),

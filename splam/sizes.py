@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from splam.params import Params, ResolvedRun, Run, Training, resolve
+from splam.params import Params, ResolvedRun, Run, Training, reads_latents, resolve
 
 FLOAT32, HALF = 4, 2  # bytes
 PEAK_SHARE = 0.3  # of a GPU's peak rate that training reaches
@@ -180,13 +180,36 @@ A100 = Speed(
 )
 
 
-def calls_per_sample(run: Run, training: Training, solver_skip: int) -> int:
-    """UNet calls' worth of work for one training sample (Alg. 1): the teacher's two a solver step, the target's one,
-    and the student's one with its backward pass, which costs two.
+def path_calls(run: Run, training: Training, solver_skip: int) -> dict[str, float]:
+    """UNet calls' worth of work for one sub-path (Alg. 1), by network.
+
+    The teacher's two a solver step, wherever its paths come from; the target's one, or one for each of the m points
+    where they differ (target_gap); the student's m, each with a backward pass, which costs two. Under a skip_law k is
+    on average half way between k_phi and k.
     """
-    steps = math.ceil(run.skip / solver_skip) if run.multiple_estimation else 1
-    teacher = 0 if training.source == "cached" else 2 * steps
-    return teacher + 1 + 3 + (1 if training.gradient_checkpointing else 0)
+    steps = math.ceil(run.skip / solver_skip)
+    mean = steps if training.skip_law == "fixed" else (steps + 1) / 2
+    m = training.gammas_per_path
+    return {
+        "teacher": 2 * mean if run.multiple_estimation else 2,
+        "target": m if training.target_gap < 1 else 1,
+        "student": m * (4 if training.gradient_checkpointing else 3),
+    }
+
+
+def training_calls(resolved: ResolvedRun, solver_skip: int) -> dict[str, int]:
+    """path_calls over all sub-paths of a whole training: what two recipes at equal compute have in common.
+
+    The teacher's are counted as if no cache shared them, as it is at Stable Diffusion's size.
+    """
+    paths = training_samples(resolved.training)
+    return {name: round(paths * n) for name, n in path_calls(resolved.run, resolved.training, solver_skip).items()}
+
+
+def calls_per_sample(run: Run, training: Training, solver_skip: int) -> float:
+    """path_calls of all networks; a cached path costs no call of the teacher's while it is trained on."""
+    calls = path_calls(run, training, solver_skip)
+    return sum(calls.values()) - (calls["teacher"] if training.source == "cached" else 0)
 
 
 def seconds_per_sample(work: Work, run: Run, training: Training, solver_skip: int, speed: Speed) -> float:
@@ -196,13 +219,23 @@ def seconds_per_sample(work: Work, run: Run, training: Training, solver_skip: in
     return calls * work.unet_flops / speed.unet + encode / speed.vae
 
 
+def encoded_images(params: Params) -> int:
+    """Images that the latents stage encodes; 0 where no run reads them."""
+    return params.latents.batches * params.latents.batch_size if reads_latents(params) else 0
+
+
+def encoding_hours(params: Params, work: Work, speed: Speed) -> float:
+    """Estimated GPU-hours of the latents stage; the text encoder is not counted."""
+    return encoded_images(params) * work.encode_flops / speed.vae / 3600
+
+
 def training_samples(training: Training) -> int:
-    """Samples that a whole training sees."""
+    """Samples, which are sub-paths, that a whole training sees."""
     return training.iterations * training.global_batch
 
 
 def runs_of(params: Params) -> list[ResolvedRun]:
-    """All distillations of a profile."""
+    """All distillations that a profile has to make."""
     return [resolve(params, name) for name in params.matrix.runs]
 
 
@@ -242,6 +275,7 @@ def memory_per_process(work: Work, run: Run, training: Training) -> dict[str, fl
     unet, share = FLOAT32 * work.unet_weights, 1 / training.processes if training.sharding == "fsdp" else 1.0
     trained = 0.05 if run.method == "lcm_lora" else 1.0  # an adapter is a few hundredths of its network
     moments = 2 * unet * (0.25 if training.optimizer == "adamw_8bit" else 1.0)
+    points = training.batch_size * training.gammas_per_path
     buckets = unet if training.processes > 1 and training.sharding == "none" else 0.0  # DDP's copy of the gradients
     kept = work.activations * NORMS * (CHECKPOINTED if training.gradient_checkpointing else 1.0)
     encoding = ENCODER_TENSORS * FLOAT32 * work.first_channels * work.pixels**2 if training.source == "online" else 0.0
@@ -250,9 +284,17 @@ def memory_per_process(work: Work, run: Run, training: Training) -> dict[str, fl
         "gradients and moments": (unet + buckets + moments) * trained * share,
         "teacher": FLOAT32 * work.weights,
         "bfloat16 copies": HALF * work.unet_weights,
-        f"activations of {training.batch_size} samples": training.batch_size * max(kept, encoding),
+        f"activations of {points} samples": max(points * kept, training.batch_size * encoding),
         "CUDA": float(OVERHEAD),
     }
+
+
+def latent_bytes(params: Params, work: Work) -> int:
+    """Bytes of one image's latents and caption embeddings, as the latents stage keeps them."""
+    from splam.data.latents import DTYPES, bytes_per_image
+
+    dtype = params.latents.dtype if params.latents else "float16"
+    return bytes_per_image((work.latent,), work.tokens, work.width, DTYPES[dtype])
 
 
 def checkpoint_bytes(work: Work, run: Run) -> float:
@@ -272,7 +314,8 @@ def disk_bytes(params: Params, work: Work, sample_bytes: float = 0.0) -> dict[st
     references = images if params.data.kind == "emoji" else 40504 + 5000 + params.data.test_images
     size = params.data.coco.image_size if params.data.kind == "laion" else work.pixels
     settings = params.trajectories
-    chain = (settings.steps + 3) * work.latent + work.tokens * work.width
+    second = (settings.steps + 1) * len(settings.second_order) / len(settings.guidance_scales)
+    chain = (settings.steps + 3 + second) * work.latent + work.tokens * work.width
     kept = max(resolved.training.keep_checkpoints + 1 for resolved in runs)
     return {
         "teacher": FLOAT32 * work.weights,
@@ -281,6 +324,7 @@ def disk_bytes(params: Params, work: Work, sample_bytes: float = 0.0) -> dict[st
         f"{kept} checkpoints of one training": kept * max(checkpoint_bytes(work, r.run) for r in runs),
         "teacher's images": len(settings.guidance_scales) * evaluation.images * 3 * size**2,
         "trajectories": len(settings.guidance_scales) * settings.draws * chain * FLOAT32,
+        "latents": encoded_images(params) * latent_bytes(params, work),
         "references": FLOAT32 * (references * FEATURES[evaluation.features] + images * CLIP_WIDTH),
         "test split": 2 * params.data.test_images * sample_bytes if params.data.kind == "laion" else 0.0,
     }

@@ -22,11 +22,11 @@ PAPER_NAMES = {
 }
 PAPER_SETS = {"unseen": "COCO-30k", "seen": "LAION-Aesthetics-6+"}
 FLOORS = ("Real images", "VAE reconstruction", "Shuffled captions")
-METRICS = ("fid", "clip_score", "kid", "precision", "recall", "paired_distance")
+METRICS = ("fid", "clip_score", "clip_score_beside", "kid", "precision", "recall", "paired_distance")
 TABLE_COLUMNS = (
     *("method", "dataset", "steps", "fid", "clip_score", "fid_se", "clip_score_se", "seeds", "images", "source"),
     *("paper_fid", "paper_clip_score", "latency_s", "paper_latency_s", "kid", "precision", "recall"),
-    *("paired_distance", "family", "variant", "guidance_scale", "skip"),
+    *("paired_distance", "family", "variant", "guidance_scale", "skip", "clip_score_beside"),
 )
 BESIDE_FID = {"kid": "KID", "precision": "precision", "recall": "recall", "paired_distance": "from teacher"}
 TITLES = {
@@ -236,6 +236,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         pairs = zip(wide["clip_score"], wide["clip_score_se"], strict=True)
         shown["CLIP score"] = [with_error(*pair) for pair in pairs]
         shown["paper's CLIP score"] = wide["paper_clip_score"].map(as_printed)
+        if "clip_score_beside" in table:
+            shown["second CLIP score"] = wide["clip_score_beside"].map(number)
     if "paper_latency_s" in table:
         shown["latency (s)"] = wide["latency_s"].map(lambda v: number(v, 3))
         shown["paper's latency (s)"] = wide["paper_latency_s"].map(as_printed)
@@ -250,6 +252,8 @@ def caption(name: str, table: pd.DataFrame, protocol: dict[str, object]) -> str:
     metrics = [protocol.get("fid", "FID (features not recorded)")]
     if "paper_clip_score" in table:
         metrics.append(protocol.get("clip_score", "CLIP score (model not recorded)"))
+        if "clip_score_beside" in table:
+            metrics.append(f"second: {protocol.get('clip_score_beside', 'CLIP score (model not recorded)')}")
     times = f" Baselines: {protocol['baseline_times']} times." if "baseline_times" in protocol else ""
     spread = " ± is the standard error over seeds." if table["fid_se"].notna().any() else ""
     pairs = f" {PAIRED}" if "paired_distance" in table else ""

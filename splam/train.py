@@ -50,7 +50,7 @@ from splam.models import (
     student_network,
     student_shell,
 )
-from splam.online import OnlinePaths, open_stream
+from splam.online import LatentStream, OnlinePaths, open_stream
 from splam.parallel import (
     compile_networks,
     is_sharded,
@@ -62,7 +62,16 @@ from splam.parallel import (
     whole_optimizer,
     whole_weights,
 )
-from splam.params import Params, ParamsError, ResolvedRun, add_source_arguments, params_of, resolve
+from splam.params import (
+    RECIPES,
+    Params,
+    ParamsError,
+    ResolvedRun,
+    Training,
+    add_source_arguments,
+    params_of,
+    resolve,
+)
 from splam.solver import TrajectoryCache
 
 DATA_NAMES = {
@@ -306,6 +315,8 @@ def card_facts(params: Params, resolved: ResolvedRun, teacher: Teacher) -> CardF
     facts = {key.replace("_", " "): getattr(training, key) for key in told}
     if run.method == "splam":
         facts |= {"input scaling": run.input_scaling, "gamma conditioning": run.gamma_conditioning}
+    usual = {key: Training.model_fields[key].default for key in RECIPES}
+    facts |= {key.replace("_", " "): getattr(training, key) for key in RECIPES if getattr(training, key) != usual[key]}
     return CardFacts(
         name=resolved.name,
         method=run.method,
@@ -324,7 +335,7 @@ def card_facts(params: Params, resolved: ResolvedRun, teacher: Teacher) -> CardF
 def scratch_folder(resolved: ResolvedRun, params: Params, data: Any, root: Path) -> Path:
     """Where a run's checkpoints lie: keyed by all that its bits depend on; `data` says which data it is."""
     facts = [
-        resolved.run.model_dump(exclude={"datasets", "seeds", "training"}),
+        resolved.run.model_dump(exclude={"datasets", "seeds", "training", "ablation"}),
         resolved.training.model_dump(exclude={"checkpoint_seconds", "keep_checkpoints"}),
         resolved.seed,
         params.teacher.model_dump(),
@@ -347,11 +358,13 @@ def open_source(
     """Where a run's batches come from, and what identifies their data (for scratch_folder)."""
     if resolved.training.source == "cached":
         cache = TrajectoryCache.load(cache_for(params, resolved, args.trajectories))
-        hashes = [array_hash(part.numpy()) for part in (cache.conditional, cache.chain)]
+        hashes = [array_hash(part.numpy()) for part in (cache.conditional, cache.chain, cache.second_order)]
         return CachedPaths(cache, resolved, teacher), hashes
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     stream = open_stream(params, resolved, args.data, args.latents, rank, ranks)
-    data = params.data.model_dump(), params.trajectories.solver_skip, params.trajectories.empty_captions
+    data = [params.data.model_dump(), params.trajectories.solver_skip, params.trajectories.empty_captions]
+    if isinstance(stream, LatentStream):
+        data.append(stream.store.plan)
     return OnlinePaths(stream, resolved, teacher, params.trajectories), data
 
 

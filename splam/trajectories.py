@@ -13,7 +13,7 @@ from tqdm import tqdm
 from splam.data import emoji
 from splam.data.testsets import preview
 from splam.models import Teacher, guided_outputs, to_pixels
-from splam.params import Params
+from splam.params import Params, Trajectories
 from splam.schedule import ddim_grid, to_epsilon
 from splam.solver import TrajectoryCache, guided_epsilon, solver_chain
 
@@ -68,22 +68,30 @@ def epsilons(teacher: Teacher, z: Tensor, t: Tensor, captions: Tensor, empty: Te
 
 @torch.no_grad()
 def trajectory_batch(
-    teacher: Teacher, z_t: Tensor, t: Tensor, captions: Tensor, empty: Tensor, w: float, steps: int, solver_skip: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The chain (n, steps + 1, c, h, w) and both noises of its first step; the first step is computed once."""
+    teacher: Teacher,
+    z_t: Tensor,
+    t: Tensor,
+    captions: Tensor,
+    empty: Tensor,
+    w: float,
+    settings: Trajectories,
+    orders: tuple[int, ...] = (1,),
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """A chain (n, steps + 1, c, h, w) for each solver order, and both noises of the first step, computed once."""
     first = epsilons(teacher, z_t, t, captions, empty)
 
     def epsilon(z: Tensor, time: Tensor) -> Tensor:
         both = first if z is z_t else epsilons(teacher, z, time, captions, empty)
         return guided_epsilon(*both, w)
 
-    chain = solver_chain(epsilon, z_t, t, steps, solver_skip, teacher.schedule)
-    return torch.stack(chain, 1), *first
+    path = epsilon, z_t, t, settings.steps, settings.solver_skip, teacher.schedule
+    return [torch.stack(solver_chain(*path, order), 1) for order in orders], *first
 
 
 def build_cache(params: Params, teacher: Teacher, draws: Draws, guidance_scale: float) -> TrajectoryCache:
     """Teacher trajectories of every draw at one guidance scale."""
     settings = params.trajectories
+    orders = (1, 2) if guidance_scale in settings.second_order else (1,)
     generator = torch.Generator().manual_seed(draws.noise_seed)
     embeddings = teacher.embed(draws.unique)
     empty = teacher.embed([""])
@@ -96,10 +104,9 @@ def build_cache(params: Params, teacher: Teacher, draws: Draws, guidance_scale: 
         noise = torch.randn(latents.shape, generator=generator).to(teacher.device)
         z_t = teacher.schedule.alpha(t) * latents + teacher.schedule.sigma(t) * noise
         captions = embeddings[draws.caption[rows]]
-        w = guidance_scale
-        part = trajectory_batch(teacher, z_t, t, captions, empty, w, settings.steps, settings.solver_skip)
-        parts.append([p.cpu() for p in part])
-    chain, conditional, unconditional = (torch.cat(p) for p in zip(*parts, strict=True))
+        chains, *first = trajectory_batch(teacher, z_t, t, captions, empty, guidance_scale, settings, orders)
+        parts.append([p.cpu() for p in (*first, *chains)])
+    conditional, unconditional, chain, *second = (torch.cat(p) for p in zip(*parts, strict=True))
     return TrajectoryCache(
         chain=chain,
         t=draws.t,
@@ -109,24 +116,29 @@ def build_cache(params: Params, teacher: Teacher, draws: Draws, guidance_scale: 
         embeddings=embeddings.half().cpu(),
         guidance_scale=torch.tensor(guidance_scale),
         solver_skip=torch.tensor(settings.solver_skip),
+        second_order=second[0] if second else torch.empty(0),
     )
 
 
-def half_precision_error(teacher: Teacher, cache: TrajectoryCache, count: int = 64) -> dict[str, float]:
+def half_precision_error(
+    teacher: Teacher, cache: TrajectoryCache, settings: Trajectories, count: int = 64
+) -> dict[str, float]:
     """How far the cached points are from a float32 teacher's: RMS of the difference over RMS of the point's change.
 
-    For the path's end after one solver step and after all of them.
+    For the path's end after one solver step and after all of them, and by the solver of second order where it is used.
     """
     exact = dataclasses.replace(teacher, bf16=False)
     rows = torch.arange(min(count, len(cache)))
     captions = cache.embeddings[cache.caption[rows]].float().to(teacher.device)
-    steps, w = cache.chain.shape[1] - 1, float(cache.guidance_scale)
-    z_t, t = cache.chain[rows, 0].to(teacher.device), cache.t[rows].to(teacher.device)
-    chain, _, _ = trajectory_batch(exact, z_t, t, captions, teacher.embed([""]), w, steps, int(cache.solver_skip))
-    chain = chain.cpu()
+    kept = [chain[rows] for chain in (cache.chain, cache.second_order) if len(chain)]
+    z_t, t, w = cache.chain[rows, 0].to(teacher.device), cache.t[rows].to(teacher.device), float(cache.guidance_scale)
+    orders = (1, 2)[: len(kept)]
+    chains, _, _ = trajectory_batch(exact, z_t, t, captions, teacher.embed([""]), w, settings, orders)
 
-    def error(step: int) -> float:
-        difference = (cache.chain[rows, step] - chain[:, step]).square().mean().sqrt()
+    def error(order: int, step: int) -> float:
+        chain = chains[order - 1].cpu()
+        difference = (kept[order - 1][:, step] - chain[:, step]).square().mean().sqrt()
         return float(difference / (chain[:, step] - chain[:, 0]).square().mean().sqrt())
 
-    return {"one_step": error(1), "all_steps": error(steps)}
+    errors = {"one_step": error(1, 1), "all_steps": error(1, settings.steps)}
+    return errors | ({"second_order": error(2, settings.steps)} if len(kept) > 1 else {})

@@ -121,7 +121,7 @@ def train_vae(params: Params, data: Path, out: Path, scratch: Path) -> None:
         block_out_channels=tuple(recipe.channels),
         layers_per_block=1,
         latent_channels=params.world.latent_channels,
-        norm_num_groups=16,
+        norm_num_groups=4,  # with 16, two channels each, colours came out dull: 0.34 against 0.30 after 250 iterations
         mid_block_add_attention=False,
         sample_size=emoji.SIZE,
         scaling_factor=1.0,

@@ -35,6 +35,9 @@ class Clip:
         return np.stack([[len(caption) for caption in captions], np.ones(len(captions))], 1)
 
 
+CLIPS = {"clip_score": Clip()}
+
+
 def extract(images):
     """Stands in for a feature network: three numbers of an image."""
     return np.stack([images[..., i].mean((1, 2)) for i in range(3)], 1).astype(np.float32)
@@ -59,7 +62,7 @@ def params():
 
 
 def test_references_are_seen_in_batches_and_named_as_a_whole(stand_ins, teacher, tmp_path):
-    made = make_references(teacher, held_out(True), Clip(), "inception")
+    made = make_references(teacher, held_out(True), CLIPS, "inception")
     assert made.hashes["references"] == array_hash(IMAGES) and (made.features == extract(IMAGES)).all()
     made.save(tmp_path / "a.npz")
     loaded = References.load(tmp_path / "a.npz")
@@ -69,7 +72,7 @@ def test_references_are_seen_in_batches_and_named_as_a_whole(stand_ins, teacher,
 
 def test_large_embeddings_are_made_when_asked_for(stand_ins, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "STORED_EMBEDDINGS", 1000)
-    made = make_references(teacher, held_out(True), Clip(), "inception")
+    made = make_references(teacher, held_out(True), CLIPS, "inception")
     lazy = prompt_embeddings(teacher, made)
     assert made.captions.nbytes == 0 and isinstance(lazy, PromptEmbeddings) and len(lazy) == 9
     assert torch.equal(lazy[2:4], teacher.embed(made.prompts[2:4]))
@@ -96,8 +99,8 @@ def test_reconstructions_are_made_at_the_teachers_size(teacher):
 @pytest.mark.parametrize("independent", [True, False])
 def test_floors_leave_out_what_compares_images_with_themselves(stand_ins, teacher, independent):
     held = held_out(independent)
-    references = make_references(teacher, held, Clip(), "inception")
-    measure = Measure(references, FeatureStatistics.of(references.features), extract, Clip())
+    references = make_references(teacher, held, CLIPS, "inception")
+    measure = Measure(references, FeatureStatistics.of(references.features), extract, CLIPS)
     rows = dataset_floors(teacher, measure, held, "unseen", 4, small=5)
     real, real_small, rebuilt, rebuilt_small, shuffled = rows
     assert [row["method"] for row in rows[1:4]] == ["Real images", "VAE reconstruction", "VAE reconstruction"]
@@ -110,12 +113,51 @@ def test_floors_leave_out_what_compares_images_with_themselves(stand_ins, teache
 def test_a_clip_score_is_named_after_its_model(params):
     def named(**update):
         evaluation = params.evaluation.model_copy(update=update)
-        return evaluate.clip_name(params.model_copy(update={"evaluation": evaluation}))
+        return evaluate.clip_names(params.model_copy(update={"evaluation": evaluation}))
 
-    assert named() == "CLIP score (tiny, in-domain)"
-    assert named(clip="ViT-g-14/laion2b_s12b_b42k", clip_prefix="A photo depicts ") == (
-        "CLIP score (ViT-g-14/laion2b_s12b_b42k, 'A photo depicts' before captions)"
-    )
+    assert named() == {"clip_score": "CLIP score (tiny, in-domain)"}
+    two = {"clip": "ViT-g-14/laion2b_s12b_b42k", "clip_beside": "ViT-L-14/openai"}
+    assert named(**two, clip_prefix="A photo depicts ") == {
+        "clip_score": "CLIP score (ViT-g-14/laion2b_s12b_b42k, 'A photo depicts' before captions)",
+        "clip_score_beside": "CLIP score (ViT-L-14/openai, 'A photo depicts' before captions)",
+    }
+
+
+class OtherClip(Clip):
+    """A model that sees another number in an image."""
+
+    def image_features(self, images):
+        return super().image_features(255 - images)
+
+
+def test_a_second_clip_score_stands_beside_the_first(stand_ins, teacher, tmp_path):
+    clips = CLIPS | {"clip_score_beside": OtherClip()}
+    made = make_references(teacher, held_out(True), clips, "inception")
+    made.save(tmp_path / "a.npz")
+    loaded = References.load(tmp_path / "a.npz")
+    assert set(loaded.clip_text) == set(clips)
+    row = Measure.against(loaded, extract, clips)(IMAGES[:9])(9)
+    first = Measure.against(loaded, extract, CLIPS)(IMAGES[:9])(9)
+    assert row["clip_score"] == first["clip_score"] != row["clip_score_beside"]
+    assert "clip_score_beside" not in first
+    shuffled = dataset_floors(teacher, Measure.against(loaded, extract, clips), held_out(True), "unseen", 4)[-1]
+    assert shuffled["clip_score_beside"] > 0
+    without = make_references(teacher, held_out(True), CLIPS, "inception")
+    with pytest.raises(ValueError, match="a-set have no clip_score_beside: run the references stage again"):
+        Measure.against(without, extract, clips)
+
+
+@pytest.mark.parametrize(
+    ("system", "datasets"),
+    [
+        ("lcm-w3-k20-s0", {"unseen", "seen"}),
+        ("baselines-w3", {"unseen", "unseen-small"}),
+        ("pipeline-other", {"unseen"}),
+    ],
+)
+def test_a_system_is_measured_on_its_own_datasets(system, datasets, tmp_path):
+    params = Params.model_validate(compose("smoke", overrides=with_pipeline("x")))
+    assert evaluate.job_of(params, system, tmp_path)[0] == datasets
 
 
 def test_another_teacher_has_a_card_without_rows(params, teacher):
@@ -169,7 +211,7 @@ def built(stand_ins, teacher, teacher_folder, tmp_path):
     """A build folder with a teacher and the references of the unseen set."""
     (tmp_path / "build").mkdir()
     (tmp_path / "build/teacher").symlink_to(teacher_folder)
-    make_references(teacher, held_out(True), Clip(), "inception").save(tmp_path / "build/references/unseen.npz")
+    make_references(teacher, held_out(True), CLIPS, "inception").save(tmp_path / "build/references/unseen.npz")
     return tmp_path / "build"
 
 

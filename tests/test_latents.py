@@ -19,7 +19,8 @@ def source(start: int):
         yield values[:, None, None, None].expand(-1, 3, 8, 8), [f"image {int(v)}" for v in values]
 
 
-def encode(pixels):
+def encode(pixels, number):
+    assert (pixels[:, 0, 0, 0] // BATCH == number).all()
     return pixels[:, :1, ::4, ::4].repeat(1, 4, 1, 1)
 
 
@@ -86,6 +87,15 @@ def test_other_latents_are_not_mixed_in(tmp_path, change):
         run(tmp_path, **change)
 
 
+def test_other_latents_are_taken_away_where_that_is_asked_for(tmp_path, capsys):
+    run(tmp_path)
+    run(tmp_path, replace=True)
+    assert "removed" not in capsys.readouterr().err
+    run(tmp_path, count=2, facts={"teacher": "x"}, replace=True)
+    assert "holds latents with other batches, facts: they are removed" in capsys.readouterr().err
+    assert len(LatentShards(tmp_path)) == 6 and LatentShards(tmp_path).plan["facts"] == {"teacher": "x"}
+
+
 def test_folders_in_disorder_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="run the latents stage first"):
         len(LatentShards(tmp_path))
@@ -116,4 +126,4 @@ def test_too_small_a_disk_is_told_before_it_is_full(tmp_path, monkeypatch):
 
 def test_values_that_half_precision_cannot_hold_are_refused(tmp_path):
     with pytest.raises(DataError, match="torch.float16 cannot hold"):
-        encode_shards(source, lambda p: encode(p) + 1e6, embed, tmp_path, 2, FACTS)
+        encode_shards(source, lambda p, n: encode(p, n) + 1e6, embed, tmp_path, 2, FACTS)

@@ -139,11 +139,11 @@ def test_gamma_draws(generator):
 
 
 def test_distances_by_hand():
-    a, b = torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)
-    assert loss.distance(a, b, "l2", 0) == pytest.approx(12.5)
-    assert loss.distance(a, b, "huber", 1.0) == pytest.approx((10**0.5 - 1 + 17**0.5 - 1) / 2)
+    a, b = torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.zeros(2, 2)
+    assert loss.distance(a, b, "l2", 0).tolist() == pytest.approx([12.5, 0.5])
+    assert loss.distance(a, b, "huber", 1.0)[0] == pytest.approx((10**0.5 - 1 + 17**0.5 - 1) / 2)
     c = 0.00054 * 2**0.5
-    assert loss.distance(a, b, "pseudo_huber", 0) == pytest.approx((25 + c**2) ** 0.5 - c)
+    assert loss.distance(a, b, "pseudo_huber", 0)[0] == pytest.approx((25 + c**2) ** 0.5 - c)
     with pytest.raises(ValueError, match="'l1': choose l2, huber or pseudo_huber"):
         loss.distance(a, b, "l1", 0)
 

@@ -301,6 +301,18 @@ def test_clip_errors_say_what_to_do(clip_folder, images, tmp_path):
         metrics.load_clip("models/absent/clip")
 
 
+@pytest.mark.parametrize(("name", "quick"), [("ViT-L-14/openai", True), ("ViT-g-14/laion2b_s12b_b42k", False)])
+def test_a_clip_model_gets_the_activation_that_its_weights_were_trained_with(monkeypatch, name, quick):
+    import open_clip
+
+    def create(architecture, weights, device, force_quick_gelu):
+        assert f"{architecture}/{weights}" == name and force_quick_gelu is quick
+        return torch.nn.Identity(), None, lambda image: torch.zeros(3)
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
+    assert metrics.load_clip(name, prefix="A photo depicts ").prefix == "A photo depicts "
+
+
 def test_clip_score_of_matches_and_of_swapped_captions(rng):
     text = rng.normal(size=(50, 32)).astype(np.float32)
     image = text + 0.5 * rng.normal(size=text.shape)

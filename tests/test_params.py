@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+from pathlib import Path
 
 import pytest
 import yaml
@@ -104,12 +105,22 @@ def test_derived_sections(conf):
     assert composed["profile"] == "small"
     assert composed["matrix"] == {
         "scales": ["3", "7.5"],
+        "latents": [],
         "runs": runs,
         "others": ["baselines-w3", "baselines-w7.5"],
         "systems": [*runs, "baselines-w3", "baselines-w7.5"],
     }
     assert list(composed["systems"]) == runs
     assert composed["systems"]["splam-k100-s0"]["distill"]["training"]["iterations"] == 20
+
+
+def test_a_run_on_latents_asks_for_the_stage_that_encodes_them(conf):
+    assert compose("small", conf)["inputs"] == {"latents": params.NO_LATENTS} and Path(params.NO_LATENTS).is_file()
+    wanted = ["latents={images: 100, batch_size: 8}", "runs.lcm.training.source=latents"]
+    composed = compose("small", conf, wanted)
+    assert composed["matrix"]["latents"] == ["emoji"] and composed["inputs"] == {"latents": params.LATENTS}
+    assert params.Params.model_validate(composed).latents.batches == 13
+    assert compose("small", conf, wanted[:1])["matrix"]["latents"] == []  # nothing reads them
 
 
 def test_a_run_depends_on_its_own_parameters_alone(conf):
@@ -180,6 +191,22 @@ def test_command_writes_only_what_changed(conf, tmp_path, monkeypatch, capsys):
         ("data.train_draws=0", "data.train_draws = 0: .*greater than 0"),
         ("runs.lcm.datasets=[unseen-small]", "runs.lcm.datasets: 'unseen-small' is measured wherever 'unseen' is"),
         ("evaluation.baselines.ddim.datasets=[unseen-small]", "baselines.ddim.datasets: 'unseen-small' is measured"),
+        ("runs.lcm.training.gammas_per_path=2", "runs.lcm: training.gammas_per_path = 2 is for method splam, lcm's"),
+        ("runs.lcm.training.target_gap=0.5", "runs.lcm: training.target_gap = 0.5 is for method splam"),
+        ("runs.lcm.training.gamma_law=[2, 1]", r"runs.lcm: training.gamma_law = \(2.0, 1.0\) is for method splam"),
+        ("runs.splam-k100.training.gamma_law=[0, 1]", "splam-k100.training.gamma_law.0 = 0: .*greater than 0"),
+        ("runs.splam-k100.training.target_gap=0", "splam-k100.training.target_gap = 0: .*greater than 0"),
+        ("runs.splam-k100.training.loss_weight=snr", "loss_weight = 'snr': .*'none' or 'min_snr'"),
+        ("runs.lcm.training.skip_law=random", "skip_law = random needs a skip of 2 or more .* = 20, it is 20"),
+        ("runs.lcm.training.solver_order=2", "runs.lcm: training.solver_order = 2 needs multiple_estimation over 2"),
+        ("runs.splam-k100.training.solver_order=2", "needs its guidance_scale 3 in trajectories.second_order"),
+        ("trajectories.second_order=[5]", "trajectories.second_order: 5 is not one of trajectories.guidance_scales"),
+        (
+            "training.source=latents",
+            "runs.lcm: training.source = latents, but there is no section latents: set ",
+        ),
+        ("latents={images: 0, batch_size: 1}", "latents.images = 0: .*greater than 0"),
+        ("inputs.latents=a", "inputs: derived, not to be set"),
         ("matrix.runs=[a]", "matrix: derived, not to be set"),
         ("inventory.data=a", "inventory: derived, not to be set"),
         ("evaluation.pipelines.a/b={}", "evaluation.pipelines.a/b.*: .*match pattern"),
@@ -189,6 +216,13 @@ def test_command_writes_only_what_changed(conf, tmp_path, monkeypatch, capsys):
 def test_every_mistake_is_named(conf, override, message):
     with pytest.raises(ParamsError, match=message):
         compose("small", conf, [override])
+
+
+def test_what_is_encoded_once_is_the_same_for_all_runs(conf):
+    wanted = ["latents={images: 8, batch_size: 8}", "runs.lcm.training={source: latents, latents: mean}"]
+    with pytest.raises(ParamsError, match="runs.lcm: training.latents = mean: the latents stage encodes once, with t"):
+        compose("small", conf, wanted)
+    compose("small", conf, [*wanted, "training.latents=mean"])
 
 
 LAION = dict(kind="laion", shards=["a.tar"], resolution=512, test_images=10, coco={"folder": "coco"})

@@ -235,6 +235,10 @@ def test_networks_that_are_there(nothing):
     (cached / "snapshots/abc/open_clip_model.safetensors").write_bytes(b"1")
     lines = plan.network_lines("inception", "ViT-g-14/laion2b_s12b_b42k")
     assert [line.status for line in lines] == ["ok", "ok"]
+    beside = plan.network_lines("inception", "ViT-g-14/laion2b_s12b_b42k", "ViT-L-14/openai")
+    (text,) = problems(beside)
+    assert "ViT-L-14/openai is not in the local cache: download it" in text and "ViT-L-14" in beside[-1].download
+    assert "evaluation.clip_beside = 'x' is neither" in plan.network_lines("inception", "ViT-g-14/x", "x")[-1].text
     assert [line.status for line in plan.network_lines("efficientnet_lite0", "models/tiny/clip")] == ["ok", "ok"]
     assert "lacks open_clip_config.json" in plan.clip_line(str(nothing)).text
 
@@ -262,6 +266,7 @@ def test_calls_of_one_sample_follow_algorithm_1(params):
     lcm, splam = params.runs["lcm-w3-k20"], params.runs["splam-raw-w3-k100-me"]
     assert [sizes.calls_per_sample(run, plain, 20) for run in (lcm, splam)] == [6, 14]
     assert sizes.calls_per_sample(splam, plain.model_copy(update={"source": "cached"}), 20) == 4
+    assert sizes.calls_per_sample(splam, plain.model_copy(update={"gammas_per_path": 4}), 20) == 10 + 1 + 4 * 3
 
 
 def test_moments_in_8_bits_sharding_and_adapters_take_less_memory(params, work):
@@ -280,6 +285,23 @@ def test_a_disk_that_is_too_small(params, work, monkeypatch):
     assert "GB do not fit" in problems(plan.disk_lines(params, work, 5e4))[0]
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1 << 50, 0, 1 << 50))
     assert not problems(plan.disk_lines(params, work, 5e4))
+
+
+def test_the_trade_of_latents_is_told_where_they_are_not_used(params, work):
+    (line,) = plan.latents_lines(params, work)
+    assert "151.0 GB a million images" in line.text and "would save 16% to 28% of each training's work" in line.text
+    assert sizes.disk_bytes(params, work)["latents"] == sizes.encoding_hours(params, work, sizes.A100) == 0
+
+
+def test_latents_take_disk_and_hours_once_and_spare_the_trainings(params, work):
+    settings = ["latents={images: 1000000, batch_size: 64}", "training.source=latents"]
+    kept = Params.model_validate(compose("sd15-w3", overrides=settings))
+    assert sizes.disk_bytes(kept, work)["latents"] == 1_000_000 * 151_040
+    (line,) = plan.latents_lines(kept, work)
+    assert "1,000,000 images, 151,040 bytes each, 151.0 GB; 7 GPU-hours" in line.text
+    resolved = [resolve(one, "splam-raw-w3-k20-s0") for one in (params, kept)]
+    online, stored = (sizes.seconds_per_sample(work, r.run, r.training, 20, sizes.A100) for r in resolved)
+    assert online - stored == pytest.approx(work.encode_flops / sizes.A100.vae)
 
 
 def work_lines(params: Params, work: sizes.Work, machine: Machine, cost: Cost | None = None) -> list[Line]:
@@ -324,6 +346,7 @@ def test_on_a_machine_with_nothing_everything_is_listed_at_once(nothing, capsys)
         "val2017",
         "Inception",
         "ViT-g-14",
+        "ViT-L-14",
         "no GPU",
     ):
         assert re.search(f"✗[^✗]*{part}", text), part

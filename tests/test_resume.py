@@ -33,7 +33,7 @@ def world(tmp_path_factory) -> Path:
     """A teacher with dropout, whose masks must come back too, and a handful of images."""
     folder = tmp_path_factory.mktemp("world")
     save_sd(folder / "teacher", dropout=0.1)
-    emoji.build(folder / "data", 0, 1, 1, every=240, workers=1)
+    emoji.build(folder / "data", 0, 1, 1, every=130, workers=1)
     return folder
 
 

@@ -104,7 +104,7 @@ def cache(schedule, generator):
         return solver.guided_epsilon(*both, 3.0)
 
     chain = torch.stack(solver.solver_chain(epsilon, z, t, 5, 20, single), 1)
-    facts = (torch.tensor([0, 1, 1, 0]), torch.randn(2, 3, 5), torch.tensor(3.0), torch.tensor(20))
+    facts = (torch.tensor([0, 1, 1, 0]), torch.randn(2, 3, 5), torch.tensor(3.0), torch.tensor(20), torch.empty(0))
     return solver.TrajectoryCache(chain, t, conditional, unconditional, *facts), single
 
 

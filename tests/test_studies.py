@@ -42,16 +42,16 @@ def measured():
 @pytest.fixture(scope="module")
 def damage_rows(measured) -> pd.DataFrame:
     """The damage study of 50 images, by the real networks."""
-    extract, clip = load_features("efficientnet_lite0"), load_clip(TINY_CLIP)
+    extract, clips = load_features("efficientnet_lite0"), {"clip_score": load_clip(TINY_CLIP)}
     images, colours, captions = measured
     spare, spare_colours, _ = drawings((1, 2, 3))
     real = extract(drawings((4, 5, 6))[0])
     hashes, none = {}, np.empty(0, np.float32)
-    text = clip.text_features(captions)
+    text = {"clip_score": clips["clip_score"].text_features(captions)}
     references = References("a-set", 32, captions, none, real, neighbour_distances(real), text, hashes)
     damage = studies.known_damage(images, colours, spare, spare_colours)
     warnings.simplefilter("ignore")  # pytest puts it back: there are fewer images than features
-    return studies.damage_study(Measure.against(references, extract, clip), images, damage, STRENGTHS)
+    return studies.damage_study(Measure.against(references, extract, clips), images, damage, STRENGTHS)
 
 
 @pytest.mark.parametrize("damage", studies.EXPECTED)

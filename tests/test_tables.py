@@ -120,6 +120,14 @@ def test_caption_and_markdown_name_the_metric_and_never_plain_fid(metrics, built
     assert "features not recorded" in tables.caption("table1", built["table1"], {})
 
 
+def test_a_second_clip_score_has_a_column_and_a_name(metrics, built):
+    protocol = metrics.protocol | {"clip_score_beside": "CLIP score (ViT-L-14/openai)"}
+    table = tables.table1(metrics.rows.assign(clip_score_beside=27.25), metrics.floors)
+    assert list(tables.readable(table)["second CLIP score"])[:2] == ["27.25", "27.25"]
+    assert "; second: CLIP score (ViT-L-14/openai); 1,000 images" in tables.caption("table1", table, protocol)
+    assert "second CLIP score" not in tables.readable(built["table1"])
+
+
 def test_headline_compares_ratios(built):
     head = tables.headline(built["table1"]).set_index(["student", "steps"])
     fid = built["table1"].set_index(["method", "dataset", "steps"])["fid"]

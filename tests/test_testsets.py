@@ -8,7 +8,7 @@ from splam.data.laion import DataError
 from splam.data.testsets import dataset_names, held_out_set
 from splam.params import CocoData, EmojiData, LaionData
 
-EMOJI = EmojiData(kind="emoji", train_draws=1, test_draws=2, every=200)
+EMOJI = EmojiData(kind="emoji", train_draws=1, test_draws=2, every=110)
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def resolved_run(method: str) -> ResolvedRun:
 def data(tmp_path_factory) -> Path:
     """A handful of glyphs."""
     folder = tmp_path_factory.mktemp("data")
-    emoji.build(folder, 0, 1, 1, every=240, workers=1)
+    emoji.build(folder, 0, 1, 1, every=130, workers=1)
     return folder
 
 
@@ -74,7 +74,9 @@ def weights_hash(folder: Path) -> str:
 
 def test_the_cache_holds_what_the_solver_gives(paths, teacher):
     assert paths.chain.shape == (24, 6, 4, 8, 8)
-    assert half_precision_error(teacher, paths)["all_steps"] < 1e-5  # float32 against float32, in another batch size
+    assert (
+        half_precision_error(teacher, paths, small_params().trajectories)["all_steps"] < 1e-5
+    )  # float32 against float32, in another batch size
     assert paths.embeddings.dtype == torch.float16
 
 
@@ -121,6 +123,27 @@ def test_an_interrupted_run_ends_with_the_same_bits(teacher, paths, tmp_path, mo
     assert weights_hash(tmp_path / "cut") == weights_hash(tmp_path / "whole")
 
 
+def test_the_cache_holds_a_chain_of_second_order_where_it_is_asked_for(teacher, data):
+    settings = small_params().trajectories.model_copy(update={"second_order": [3.0]})
+    params = small_params().model_copy(update={"trajectories": settings})
+    cache = build_cache(params, teacher, make_draws(params, data, teacher.schedule.length), 3.0)
+    assert cache.second_order.shape == cache.chain.shape
+    assert half_precision_error(teacher, cache, settings)["second_order"] < 1e-5
+    assert torch.equal(cache.second_order[:, 1], cache.chain[:, 1])  # its first step is DDIM's
+    resolved = resolve(params, next(n for n in params.matrix.runs if resolve(params, n).run.skip == 100))
+    second = resolved.training.model_copy(update={"solver_order": 2})
+    paths = batches.CachedPaths(cache, dataclasses.replace(resolved, training=second), teacher).batch(0, 0, 1).paths
+    plain = batches.CachedPaths(cache, resolved, teacher).batch(0, 0, 1).paths
+    assert torch.equal(paths.z_t, plain.z_t) and not torch.allclose(paths.z_s, plain.z_s)
+    rows = [int((cache.chain[:, 0] == z).flatten(1).all(1).nonzero()) for z in paths.z_t]
+    assert torch.equal(paths.z_s, cache.second_order[rows, 5])
+
+
+def test_a_cache_without_second_order_says_what_to_set(paths):
+    with pytest.raises(ValueError, match="cache of w = 3 has no chain of second order: .*trajectories.second_order"):
+        paths.multiple_steps(torch.arange(2), 40, order=2)
+
+
 def test_runs_share_their_draws(teacher, paths):
     """LCM and SPLAM of one seed see the same trajectories in the same order; gamma is 1 for LCM."""
     lcm, splam = (batches.CachedPaths(paths, resolved_run(m), teacher).batch(3, 0, 1) for m in ("lcm", "splam"))
@@ -129,13 +152,16 @@ def test_runs_share_their_draws(teacher, paths):
 
 
 def test_ranks_split_one_global_batch(teacher, paths):
-    """Two processes with batches of 4 see what one process with a batch of 8 sees."""
-    resolved = resolved_run("splam")
-    double = dataclasses.replace(resolved, training=resolved.training.model_copy(update={"batch_size": 8}))
+    """Two processes with batches of 4 see what one process with a batch of 8 sees, with two points of each path."""
+    resolved, double = (
+        dataclasses.replace(run, training=run.training.model_copy(update={"batch_size": size, "gammas_per_path": 2}))
+        for run, size in ((resolved_run("splam"), 4), (resolved_run("splam"), 8))
+    )
     whole = batches.CachedPaths(paths, double, teacher).batch(1, 0, 1)
     halves = [batches.CachedPaths(paths, resolved, teacher).batch(1, rank, 2) for rank in range(2)]
     torch.testing.assert_close(torch.cat([h.paths.z_t for h in halves]), whole.paths.z_t, rtol=0, atol=0)
     torch.testing.assert_close(torch.cat([h.gamma for h in halves]), whole.gamma, rtol=0, atol=0)
+    assert len(whole.gamma.unique()) == 2 * len(whole.paths.t) == 16
 
 
 def test_every_draw_is_used_before_one_is_used_again():

@@ -1,0 +1,149 @@
+"""Ablations: runs beside the reference that they differ from in one factor, paired by seed; what each costs.
+
+params.ablations names the studies; tuning two methods with equal effort is two studies with equal runs. A run is better
+or worse than its reference where the 95 % t interval of ln(FID / the reference's) lies on one side of 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from splam.claims import BELOW, FAILS, HOLDS, Part, by_seed, ln_ratio, pair
+from splam.params import Params, differences, resolve
+from splam.sizes import training_calls
+from splam.tables import number
+
+BETTER, WORSE = "better", "worse"
+JUDGED = {HOLDS: BETTER, FAILS: WORSE}
+COLUMNS = (
+    *("study", "run", "factor", "value", "reference", "reference_value", "seeds", "network_calls", "teacher_calls"),
+    *("reference_calls", "steps", "fid", "reference_fid", "ln_ratio", "low", "high", "values", "verdict"),
+)
+UNIT = "ln ratio of FID"
+
+
+def fids(rows: pd.DataFrame, run: str, steps: int) -> pd.Series:
+    """FID of a finished run on unseen combinations (index: seed)."""
+    found = rows[(rows["run"] == run) & (rows["steps"] == steps) & (rows["dataset"] == "unseen")]
+    return by_seed(found[~found["final"].isin([False])], "fid")
+
+
+def calls(params: Params, run: str) -> dict[str, int]:
+    """Network calls of a training of a run, by network (splam.sizes.training_calls)."""
+    return training_calls(resolve(params, f"{run}-s{params.runs[run].seeds[0]}"), params.trajectories.solver_skip)
+
+
+def comparison(rows: pd.DataFrame, run: str, reference: str, steps: int) -> dict[str, Any]:
+    """A run against its reference in so many steps, over the seeds that both have; FIDs are means over them."""
+    pairs = pair(fids(rows, run, steps), fids(rows, reference, steps), shared=False)
+    part = Part(f"{run} / {reference}", UNIT, ln_ratio(pairs), BELOW)
+    means = [sum(column) / len(pairs) for column in zip(*pairs, strict=True)] or [math.nan, math.nan]
+    return {
+        "steps": steps,
+        "seeds": len(pairs),
+        **dict(zip(("fid", "reference_fid"), means, strict=True)),
+        **dict(zip(("ln_ratio", "low", "high"), (part.estimate, *part.bounds), strict=True)),
+        "values": " ".join(f"{value:.6g}" for value in part.values),
+        "verdict": JUDGED.get(part.verdict, part.verdict),
+    }
+
+
+def records(params: Params, rows: pd.DataFrame, study: str) -> Iterator[dict[str, Any]]:
+    """One row for each run of a study and each number of steps."""
+    settings = params.ablations[study]
+    reference = settings.reference
+    for run in (*settings.runs, *settings.recipes):
+        changed, made = differences(params, run, reference), calls(params, run)
+        facts = {"study": study, "run": run, "factor": ", ".join(changed), "reference": reference}
+        for side, name in enumerate(("value", "reference_value")):
+            facts[name] = ", ".join(str(values[side]) for values in changed.values())
+        facts |= {"network_calls": sum(made.values()), "teacher_calls": made["teacher"]}
+        facts["reference_calls"] = sum(calls(params, reference).values())
+        for steps in params.evaluation.steps:
+            yield facts | comparison(rows, run, reference, steps)
+
+
+def ablation_table(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
+    """All studies, COLUMNS; rows: evaluations (claims.ROW_COLUMNS), those of runs marked `ablation` too."""
+    found = [record for study in params.ablations for record in records(params, rows, study)]
+    return pd.DataFrame(found, columns=list(COLUMNS))
+
+
+def ratio_text(row: dict[str, Any]) -> str:
+    """'0.934 [0.901, 0.968]': the ratio of FIDs with its interval; empty where it was not measured."""
+    if pd.isna(row["ln_ratio"]):
+        return ""
+    ratio, low, high = (math.exp(row[key]) for key in ("ln_ratio", "low", "high"))
+    return f"{ratio:.3f}" if math.isnan(low) else f"{ratio:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def overall(verdicts: dict[int, str]) -> str:
+    """The verdicts by number of steps in words: 'better', or 'better in 2, 4; within noise in 1'."""
+    steps = {v: [str(n) for n, verdict in verdicts.items() if verdict == v] for v in dict.fromkeys(verdicts.values())}
+    if len(steps) == 1:
+        return next(iter(steps))
+    return "; ".join(f"{verdict} in {', '.join(counts)}" for verdict, counts in steps.items())
+
+
+def readable(study: pd.DataFrame) -> pd.DataFrame:
+    """A study as it is read, one row for each run: texts only."""
+    shown = []
+    for _, group in study.groupby("run", sort=False):
+        rows = group.to_dict("records")
+        first = rows[0]
+        line = {key.replace("_", " "): first[key] for key in ("factor", "value", "reference_value")}
+        line |= {"seeds": str(min(row["seeds"] for row in rows))}
+        line["calls / reference's"] = f"{first['network_calls'] / first['reference_calls']:.2f}"
+        for row in rows:
+            steps = f"{row['steps']} step" + "s" * (row["steps"] > 1)
+            line |= {f"FID, {steps}": number(row["fid"]), f"ratio, {steps}": ratio_text(row)}
+        shown.append(line | {"verdict": overall({row["steps"]: row["verdict"] for row in rows})})
+    return pd.DataFrame(shown)
+
+
+def best(study: pd.DataFrame) -> str:
+    """What tuning gave, in a sentence: the number of trials, and the lowest ratio in the most steps."""
+    trials, steps = study["run"].nunique(), study["steps"].max()
+    measured = study[(study["steps"] == steps) & study["ln_ratio"].notna()]
+    count = f"{trials} trial" + "s" * (trials > 1)
+    if measured.empty:
+        return f"{count}, none measured."
+    row = measured.loc[measured["ln_ratio"].idxmin()]
+    name = f"{row['factor']} = {row['value']}"
+    return (
+        f"{count}; lowest FID in {steps} steps beside the reference: {name}, "
+        f"{number(row['fid'])} against {number(row['reference_fid'])} ({row['verdict']})."
+    )
+
+
+def caption(table: pd.DataFrame, fid_name: str) -> str:
+    """What the ratios and verdicts are, and how many would be found by chance."""
+    return (
+        f"{fid_name} of each run on unseen combinations, and its ratio to the reference's, paired by seed: the "
+        "geometric mean with its 95 % t interval. Below 1 is better; a verdict needs all of it on one side. Of "
+        f"the {len(table)} comparisons of all studies about {len(table) / 20:.0f} would get one by chance. Calls: "
+        "forward passes of any network for one sample while training (a backward pass counts as two, the teacher's as "
+        "if no cache shared them), over the reference's."
+    )
+
+
+def markdown(table: pd.DataFrame, fid_name: str) -> str:
+    """All studies in Markdown."""
+    parts = [caption(table, fid_name)]
+    for study, rows in table.groupby("study", sort=False):
+        text = readable(rows).to_markdown(index=False, disable_numparse=True)
+        parts += [f"**{study}**, reference {rows['reference'].iloc[0]}. {best(rows)}", text]
+    return "\n\n".join(parts) + "\n"
+
+
+def forest(study: pd.DataFrame) -> pd.DataFrame:
+    """A study as rows of figures.claims_forest, green where a run is better than its reference."""
+    labels = study["factor"] + " = " + study["value"].astype(str)
+    steps = [f"{n} step" + "s" * (n > 1) for n in study["steps"]]
+    low, high = BELOW
+    facts = {"id": labels, "variant": "", "part": steps, "unit": UNIT, "accept_low": low, "accept_high": high}
+    return study.assign(**facts, estimate=study["ln_ratio"])
