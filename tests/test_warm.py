@@ -19,6 +19,10 @@ ROOT = Path(warm.__file__).resolve().parents[1]
 def server():
     """A warm server that belongs to this process; the variables that its clients need."""
     folder = warm.start_server(os.getpid(), {"PYTHONHASHSEED": "0"})
+    deadline = time.monotonic() + 120
+    while not (folder / "socket").exists():  # a client that comes before it runs its module by itself
+        assert time.monotonic() < deadline, "the server does not listen"
+        time.sleep(0.05)
     yield {**os.environ, warm.VARIABLE: str(folder), "PYTHONPATH": str(ROOT)}
 
 
