@@ -49,7 +49,7 @@ $(STAND_INS): splam/rehearsal.py | $(INSTALLED)
 	@touch $@
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,5 +1,10 @@
 """Shared fixtures: a schedule in float64, and a world small enough to train in seconds."""
 
+import os
+
+# Before torch is imported, here and in every process that a test starts: the workers of pytest share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest

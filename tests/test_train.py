@@ -199,11 +199,14 @@ def test_command_line_on_two_processes_gives_the_losses_of_one(teacher_folder, p
         overrides = [*OVERRIDES, f"training.batch_size={4 // processes}", "runs.splam-w3-k20.training={snapshots: []}"]
         write_params("smoke", overrides=overrides, out=folder.with_suffix(".yaml"))
         paths.save(folder / "trajectories/w3.safetensors")
-        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"] if processes == 2 else []
-        command = [sys.executable, "-m", *torchrun, "splam.train", "splam-w3-k20-s0"]
-        arguments = ["--params", folder.with_suffix(".yaml"), "--teacher", teacher_folder, "--out", folder / "out"]
+        arguments = ["splam-w3-k20-s0", "--params", folder.with_suffix(".yaml"), "--teacher", teacher_folder]
         arguments += ["--trajectories", folder / "trajectories", "--scratch", folder / "scratch"]
-        subprocess.run([*command, *map(str, arguments)], check=True, capture_output=True, timeout=300)
+        arguments = [*map(str, arguments), "--out", str(folder / "out")]
+        if processes == 1:
+            assert train.main(arguments) == 0
+        else:
+            torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "splam.train"]
+            subprocess.run([sys.executable, "-m", *torchrun, *arguments], check=True, capture_output=True, timeout=300)
         losses[processes] = pd.read_csv(folder / "out/log.csv").loss
         assert not list((folder / "scratch").iterdir())  # nothing is left of a finished run
     np.testing.assert_allclose(losses[2], losses[1], rtol=1e-4)
