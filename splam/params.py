@@ -36,6 +36,7 @@ class Recipe(Strict):
     channels: list[PositiveInt]
     iterations: PositiveInt
     batch_size: PositiveInt
+    optimizer: Literal["adamw", "muon"]
     learning_rate: PositiveFloat
     warmup: PositiveInt
     weight_decay: float

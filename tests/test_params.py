@@ -14,6 +14,7 @@ RECIPE = dict(
     channels=[8, 16],
     iterations=1,
     batch_size=2,
+    optimizer="adamw",
     learning_rate=1e-3,
     warmup=1,
     weight_decay=0.0,

@@ -12,6 +12,7 @@ RECIPE = Recipe(
     channels=[4],
     iterations=40,
     batch_size=2,
+    optimizer="adamw",
     learning_rate=0.1,
     warmup=4,
     weight_decay=0.0,
@@ -52,9 +53,11 @@ def test_fit_learns_and_returns_the_average(tmp_path):
     assert average.weight is not model.weight
 
 
-def test_a_killed_training_goes_on_with_the_same_bits(tmp_path):
+@pytest.mark.parametrize("optimizer", world.OPTIMIZERS)
+def test_a_killed_training_goes_on_with_the_same_bits(optimizer, tmp_path):
+    recipe = RECIPE.model_copy(update={"optimizer": optimizer})
     whole = one_weight()
-    expected = world.fit(whole, distance_to_five(whole), RECIPE, tmp_path / "whole.pt", "test")
+    expected = world.fit(whole, distance_to_five(whole), recipe, tmp_path / "whole.pt", "test")
     broken, calls = one_weight(), []
 
     def killed(generator: torch.Generator) -> torch.Tensor:
@@ -63,11 +66,11 @@ def test_a_killed_training_goes_on_with_the_same_bits(tmp_path):
             raise KeyboardInterrupt
         return distance_to_five(broken)(generator)
 
-    often, scratch = RECIPE.model_copy(update={"checkpoint_seconds": 1e-9}), tmp_path / "broken.pt"
+    often, scratch = recipe.model_copy(update={"checkpoint_seconds": 1e-9}), tmp_path / "broken.pt"
     with pytest.raises(KeyboardInterrupt):
         world.fit(broken, killed, often, scratch, "test")
     resumed = one_weight()
-    average = world.fit(resumed, distance_to_five(resumed), RECIPE, scratch, "test")
+    average = world.fit(resumed, distance_to_five(resumed), recipe, scratch, "test")
     assert torch.equal(resumed.weight, whole.weight) and torch.equal(average.weight, expected.weight)
 
 

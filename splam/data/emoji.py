@@ -40,8 +40,8 @@ COLOURS = {
 }
 LEVELS = ("name", "subgroup", "group")
 SIZE = 32  # pixels
-RENDER_SIZES = range(26, 33)  # pixels of the whole OpenMoji canvas, which has a margin of its own
-MAX_SHIFT = 2  # pixels, each way
+RENDER_SIZES = range(28, 33)  # pixels of the whole OpenMoji canvas, which has a margin of its own
+MAX_SHIFT = 1  # pixels, each way
 
 _SKIN_TONES = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}
 _LEFT_OUT_GROUPS = {"flags", "symbols"}
