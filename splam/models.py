@@ -56,8 +56,12 @@ def to_images(pixels: Tensor) -> Tensor:
     return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
-def tiny_scheduler():
-    """Stable Diffusion 1.5's noise schedule, as a DDIMScheduler."""
+def tiny_scheduler(prediction_type: str = "v_prediction"):
+    """Stable Diffusion's noise schedule, by default with Stable Diffusion 2.1's v-prediction, as a DDIMScheduler.
+
+    Why v: x_0 = (z - sigma epsilon) / alpha has 69 times the squared error of epsilon at t = 900. A small network that
+    predicts noise must first learn to copy its input that precisely, and hardly comes to use the caption.
+    """
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -68,7 +72,7 @@ def tiny_scheduler():
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-        prediction_type="epsilon",
+        prediction_type=prediction_type,
     )
 
 

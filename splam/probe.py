@@ -40,7 +40,7 @@ class RandomTeacher(Teacher):
             unet, vae = UNet2DConditionModel.from_config(shapes.unet), AutoencoderKL.from_config(shapes.vae)
         for part in (unet, vae):
             part.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-        scheduler = tiny_scheduler()
+        scheduler = tiny_scheduler("epsilon")
         schedule = Schedule.from_scheduler(scheduler).to(device)
         return cls(unet, vae, torch.nn.Identity(), None, schedule, dict(scheduler.config), Path(), bf16)
 

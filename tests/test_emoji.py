@@ -9,11 +9,11 @@ from splam.data import emoji
 def test_only_what_32_pixels_can_show_is_kept():
     table = emoji.glyphs()
     names = {g.name for g in table}
-    assert {"red apple", "dog face", "cactus", "guitar", "thumbs up"} <= names
-    assert {g.group for g in table}.isdisjoint({"flags", "symbols"})
-    assert not names & {"flag: Japan", "Japan", "man firefighter", "family", "information", "input numbers"}
+    assert {"red apple", "dog face", "cactus", "guitar", "robot"} <= names
+    assert {g.group for g in table}.isdisjoint({"flags", "symbols", "people body"})
+    assert not names & {"flag: Japan", "Japan", "man firefighter", "family", "input numbers", "no bicycles"}
     assert not any("1F3FB" in g.code for g in table), "a skin tone"
-    assert len({g.code for g in table}) == len(table) > 1000
+    assert len({g.code for g in table}) == len(table) > 400
 
 
 def test_captions_at_three_levels():
@@ -44,8 +44,8 @@ def test_compose_is_alpha_over_a_colour():
 
 
 def test_splits_hold_what_they_say(tmp_path):
-    emoji.build(tmp_path, seed=0, train_draws=2, test_draws=3, every=150, workers=1)
-    glyphs = len(range(0, len(emoji.glyphs()), 150))
+    emoji.build(tmp_path, seed=0, train_draws=2, test_draws=3, every=60, workers=1)
+    glyphs = len(range(0, len(emoji.glyphs()), 60))
     train, seen, unseen = (emoji.Split.load(tmp_path / name) for name in emoji.SPLITS)
     assert (len(train), len(seen), len(unseen)) == (glyphs * 9 * 2, glyphs * 3, glyphs * 3)
     colours, table = list(emoji.COLOURS), emoji.glyphs()
@@ -53,7 +53,7 @@ def test_splits_hold_what_they_say(tmp_path):
     assert not any(table[g].unseen_colour == colours[c] for g, c in zip(train.glyph, train.colour, strict=True))
     assert emoji.leaks(tmp_path) == []
     again = tmp_path / "again"
-    emoji.build(again, seed=0, train_draws=2, test_draws=3, every=150, workers=2)
+    emoji.build(again, seed=0, train_draws=2, test_draws=3, every=60, workers=2)
     assert (emoji.Split.load(again / "train").images == train.images).all(), "workers changed the images"
 
 

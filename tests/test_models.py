@@ -115,7 +115,7 @@ def test_stock_diffusers_draws_the_same_image(teacher, tmp_path, method, steps):
 
 
 def test_the_teacher_is_read_not_assumed(teacher):
-    assert teacher.prediction_type == "epsilon"
+    assert teacher.prediction_type == "v_prediction"
     assert teacher.latent_shape == (4, 8, 8)
     assert float(teacher.schedule.alphas[-1]) == pytest.approx(0.0682, abs=1e-3)
 

@@ -159,7 +159,10 @@ def test_second_order_agrees_with_diffusers(schedule, generator):
 
     times = list(range(999, 99, -20))
     scheduler = DPMSolverMultistepScheduler.from_config(
-        dict(tiny_scheduler().config), algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="sigma_min"
+        dict(tiny_scheduler("epsilon").config),
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        final_sigmas_type="sigma_min",
     )
     scheduler.set_timesteps(timesteps=times)
     z = torch.randn(2, 2, 4, 4, generator=generator, dtype=torch.float64)

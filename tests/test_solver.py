@@ -31,7 +31,7 @@ def gaussian_flow(z, t, s, schedule, mean, deviation):
 def test_ddim_step_agrees_with_diffusers(generator):
     from splam.models import tiny_scheduler
 
-    scheduler = tiny_scheduler()
+    scheduler = tiny_scheduler("epsilon")
     scheduler.set_timesteps(50)
     schedule = Schedule.from_scheduler(scheduler)
     z, epsilon = torch.randn(2, 1, 2, 4, 4, generator=generator)
