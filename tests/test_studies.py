@@ -15,7 +15,7 @@ COLOURS = list(emoji.COLOURS)
 # As few images as there are here do not show a CLIP score the mildest blur and noise of STRENGTHS.
 STRENGTHS = {
     "blur": (0.0, 1.5, 3.0),
-    "noise": (0.0, 24.0, 64.0),
+    "noise": (0.0, 16.0, 40.0),
     "swapped captions": (0.0, 0.5, 1.0),
     "dropped modes": (0.0, 0.3, 0.6),
 }

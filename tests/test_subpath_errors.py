@@ -131,7 +131,7 @@ OVERRIDES = [
 
 def test_finished_runs_are_taken_apart(teacher, tmp_path):
     params = Params.model_validate(compose("smoke", overrides=OVERRIDES))
-    emoji.build(tmp_path / "data", 0, 1, 1, every=240, workers=1)
+    emoji.build(tmp_path / "data", 0, 1, 1, every=120, workers=1)
     cache = build_cache(params, teacher, make_draws(params, tmp_path / "data", teacher.schedule.length), 3.0)
     held = draw_latents(params, teacher, tmp_path / "data", 3)
     for name in ("lcm-w3-k20-s0", "splam-w3-k20-s0"):
@@ -158,7 +158,7 @@ def test_the_picture_has_a_column_for_each_run():
 def test_a_loaded_student_is_the_published_one_with_gammas_weights(teacher, tmp_path):
     params = Params.model_validate(compose("smoke", overrides=OVERRIDES))
     resolved = resolve(params, "splam-w3-k20-s0")
-    emoji.build(tmp_path / "data", 0, 1, 1, every=240, workers=1)
+    emoji.build(tmp_path / "data", 0, 1, 1, every=120, workers=1)
     cache = build_cache(params, teacher, make_draws(params, tmp_path / "data", teacher.schedule.length), 3.0)
     train.train(resolved, teacher, CachedPaths(cache, resolved, teacher), tmp_path / "scratch", tmp_path / "run")
     student = load_student(tmp_path / "run", teacher.unet, resolved.run, resolved.training)
