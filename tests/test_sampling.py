@@ -12,7 +12,7 @@ from splam.subpath import consistency_output, predicted_x0
 
 @pytest.mark.parametrize("steps, times", [(1, [999]), (2, [999, 499]), (4, [999, 759, 499, 259]), (8, None)])
 def test_times_are_lcm_schedulers(steps, times):
-    scheduler = LCMScheduler.from_config(tiny_scheduler("epsilon").config)
+    scheduler = LCMScheduler.from_config(tiny_scheduler().config)
     scheduler.set_timesteps(steps, original_inference_steps=50)
     assert sampling.consistency_times(steps) == scheduler.timesteps.tolist()
     assert times is None or sampling.consistency_times(steps) == times
@@ -26,7 +26,7 @@ def test_impossible_steps_are_named(steps):
 
 def test_multistep_sampling_is_lcm_schedulers(generator):
     """The same noise, network and times give the same latents as diffusers' loop."""
-    schedule = Schedule.from_scheduler(tiny_scheduler("epsilon"))
+    schedule = Schedule.from_scheduler(tiny_scheduler())
 
     def network(z, t):
         return torch.tanh(z) + t.view(-1, 1, 1, 1) / 1000
@@ -47,7 +47,7 @@ def test_multistep_sampling_is_lcm_schedulers(generator):
 
 
 def test_a_sample_does_not_depend_on_its_batch():
-    schedule = Schedule.from_scheduler(tiny_scheduler("epsilon"))
+    schedule = Schedule.from_scheduler(tiny_scheduler())
 
     def draw(seeds):
         return sampling.sample_consistency(lambda z, t: z / 2, sampling.generators(seeds), (1, 2, 2), 4, schedule)
@@ -58,7 +58,7 @@ def test_a_sample_does_not_depend_on_its_batch():
 @pytest.mark.parametrize("name", ["ddim", "dpmsolver", "dpmsolver++", "unipc"])
 def test_every_baseline_finds_a_single_point(name):
     """With exact noise of one-point data, any solver ends at the point, whatever its number of steps."""
-    schedule = Schedule.from_scheduler(tiny_scheduler("epsilon"))
+    schedule = Schedule.from_scheduler(tiny_scheduler())
 
     def exact(z, t):
         return (z - schedule.alpha(t) * 0.5) / schedule.sigma(t)
@@ -71,11 +71,11 @@ def test_every_baseline_finds_a_single_point(name):
 
 
 def test_ddim_baseline_is_diffusers_ddim():
-    schedule = sampling.baseline_scheduler("ddim", dict(tiny_scheduler("epsilon").config))
+    schedule = sampling.baseline_scheduler("ddim", dict(tiny_scheduler().config))
     assert isinstance(schedule, DDIMScheduler) and not schedule.config.set_alpha_to_one
-    assert schedule.config.beta_start == tiny_scheduler("epsilon").config.beta_start
+    assert schedule.config.beta_start == tiny_scheduler().config.beta_start
 
 
 def test_unknown_scheduler_is_named():
     with pytest.raises(ValueError, match="'euler': choose ddim, dpmsolver"):
-        sampling.baseline_scheduler("euler", dict(tiny_scheduler("epsilon").config))
+        sampling.baseline_scheduler("euler", dict(tiny_scheduler().config))

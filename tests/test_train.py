@@ -74,9 +74,9 @@ def weights_hash(folder: Path) -> str:
 
 def test_the_cache_holds_what_the_solver_gives(paths, teacher):
     assert paths.chain.shape == (24, 6, 4, 8, 8)
-    assert (
-        half_precision_error(teacher, paths, small_params().trajectories)["all_steps"] < 1e-4
-    )  # float32 against float32, in another batch size
+    # Float32 against float32 in another batch size; the v of an untrained network is nearly 0, so z moves little, and
+    # the rounding is a larger share of it (3e-5) than a trained teacher's (under 1e-5).
+    assert half_precision_error(teacher, paths, small_params().trajectories)["all_steps"] < 1e-4
     assert paths.embeddings.dtype == torch.float16
 
 
@@ -128,7 +128,7 @@ def test_the_cache_holds_a_chain_of_second_order_where_it_is_asked_for(teacher, 
     params = small_params().model_copy(update={"trajectories": settings})
     cache = build_cache(params, teacher, make_draws(params, data, teacher.schedule.length), 3.0)
     assert cache.second_order.shape == cache.chain.shape
-    assert half_precision_error(teacher, cache, settings)["second_order"] < 1e-4
+    assert half_precision_error(teacher, cache, settings)["second_order"] < 1e-4  # as above
     assert torch.equal(cache.second_order[:, 1], cache.chain[:, 1])  # its first step is DDIM's
     resolved = resolve(params, next(n for n in params.matrix.runs if resolve(params, n).run.skip == 100))
     second = resolved.training.model_copy(update={"solver_order": 2})

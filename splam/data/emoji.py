@@ -45,8 +45,8 @@ RENDER_SIZES = range(28, 33)  # pixels of the whole OpenMoji canvas, which has a
 MAX_SHIFT = 1  # pixels, each way
 
 # Unicode's subgroups start with these words: animal-bird, food-fruit, transport-air, ...
-SUBGROUPS = ("animal", "plant", "food", "drink", "transport", "sky", "musical", "sport", "face-costume")
-_LEFT_OUT_GROUPS = {"symbols"}  # transport-sign
+_TRANSPORT = ("transport-air", "transport-ground", "transport-water")  # but not transport-sign
+SUBGROUPS = ("animal", "plant", "food", "drink", *_TRANSPORT, "sky", "musical", "sport", "face-costume")
 _SKIN_TONES = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}
 
 
@@ -85,7 +85,7 @@ def glyphs() -> tuple[Glyph, ...]:
         if facts["status"] != emoji.STATUS["fully_qualified"] or _SKIN_TONES & set(code.split("-")):
             continue
         row = groups.get(key)
-        if row is None or row["group"] in _LEFT_OUT_GROUPS or not row["subgroup"].startswith(SUBGROUPS):
+        if row is None or not row["subgroup"].startswith(SUBGROUPS):
             continue
         if _svg_path(code).is_file():
             name = facts["en"].strip(":").replace("_", " ")
