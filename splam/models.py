@@ -274,8 +274,11 @@ class Teacher:
         return latents.mean.float() * scale, latents.std.float() * scale
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, batch_size: int = 250) -> Tensor:
-        """Latents (n, c, h, w) to pixels uint8 (n, H, W, 3) on the CPU, rounded as the stock pipeline does."""
+    def decode(self, latents: Tensor, batch_size: int = 50) -> Tensor:
+        """Latents (n, c, h, w) to pixels uint8 (n, H, W, 3) on the CPU, rounded as the stock pipeline does.
+
+        In batches that a CPU's cache holds: at 32 pixels, half the time of 250 at once.
+        """
         images = []
         for batch in latents.split(batch_size):
             with self.autocast() if self.pipeline is None else nullcontext():  # SDXL's overflows
