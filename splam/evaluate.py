@@ -364,7 +364,7 @@ def describe(resolved: ResolvedRun) -> dict:
         "system": resolved.name,
         "run": resolved.run_name,
         "method": METHOD_NAMES[run.method],
-        "variant": variant,
+        "variant": run.variant or variant,
         "guidance_scale": run.guidance_scale,
         "skip": run.skip,
         "multiple_estimation": run.multiple_estimation,

@@ -236,7 +236,12 @@ class Run(Strict):
     seeds: list[int] = [0]
     datasets: list[Dataset] = ["unseen"]
     training: dict[str, Any] = Field({}, description="overrides of the training section")
+    variant: str = Field("", description="a recipe's name in tables and claims, where splam has one beyond the paper's")
     ablation: bool = Field(False, description="made for `ablations` alone: claims, tables and figures leave it out")
+
+
+# Of a Run, what its student does not follow from; training is resolved on its own.
+NOT_TRAINED = frozenset({"seeds", "datasets", "training", "variant", "ablation"})
 
 
 class Study(Strict):
@@ -348,6 +353,7 @@ class System(Strict):
 
     distill: dict[str, Any] = Field(description="its seed, run and training parameters")
     datasets: list[str]
+    variant: str
     ablation: bool
 
 
@@ -437,7 +443,7 @@ def differences(params: Params, run: str, reference: str) -> dict[str, tuple[Any
     def facts(name: str) -> dict[str, Any]:
         settings = params.runs[name]
         training = _overridden(params.training, settings)
-        own = settings.model_dump(exclude={"seeds", "datasets", "training", "ablation"})
+        own = settings.model_dump(exclude=NOT_TRAINED)
         return own | training.model_dump(exclude={"snapshots", "checkpoint_seconds", "keep_checkpoints"})
 
     ours, theirs = facts(run), facts(reference)
@@ -572,10 +578,13 @@ def _systems(params: Params) -> dict[str, dict[str, Any]]:
         resolved = resolve(params, name)
         distill = {
             "seed": resolved.seed,
-            "run": resolved.run.model_dump(mode="json", exclude={"seeds", "datasets", "training", "ablation"}),
+            "run": resolved.run.model_dump(mode="json", exclude=NOT_TRAINED),
             "training": resolved.training.model_dump(mode="json", exclude={"checkpoint_seconds", "keep_checkpoints"}),
         }
-        systems[name] = {"distill": distill, "datasets": resolved.run.datasets, "ablation": resolved.run.ablation}
+        systems[name] = {
+            "distill": distill,
+            **{key: getattr(resolved.run, key) for key in ("datasets", "variant", "ablation")},
+        }
     return systems
 
 
@@ -597,6 +606,8 @@ def _run_errors(params: Params, name: str) -> list[str]:
     ]
     errors += _scale_errors(f"runs.{name}", run, training) + _recipe_errors(f"runs.{name}", run, training, cache)
     errors += _latents_errors(f"runs.{name}", params, training)
+    if run.variant and run.method != "splam":
+        errors.append(f"runs.{name}.variant: {run.variant!r} names a recipe of splam, and the method is {run.method}")
     steps = run.skip / cache.solver_skip
     if not run.multiple_estimation or steps == 1:
         return errors

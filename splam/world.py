@@ -186,8 +186,8 @@ def save_half(module, folder: Path) -> None:
 def train_unet(params: Params, data: Path, vae_folder: Path, out: Path, scratch: Path) -> None:
     """The teacher, a UNet2DConditionModel that predicts v, on captions of all levels and 10 % empty ones.
 
-    v = alpha epsilon - sigma x_0 (Salimans and Ho, 2022, arXiv:2202.00512). Its plain squared error weighs one of x_0 by
-    SNR + 1; with a weight of at most 5 (Hang et al., 2023, arXiv:2303.09556) details came out ragged.
+    v = alpha epsilon - sigma x_0 (Salimans and Ho, 2022, arXiv:2202.00512). Its plain squared error weighs one of x_0
+    by SNR + 1; with a weight of at most 5 (Hang et al., 2023, arXiv:2303.09556) details came out ragged.
     """
     if not (vae_folder / "config.json").is_file():
         raise FileNotFoundError(f"{vae_folder} is missing: train the autoencoder first (python -m splam.world vae)")

@@ -154,3 +154,17 @@ def test_rows_say_whether_their_run_is_an_ablation():
         describe(resolve(params, "low-s0"))["ablation"] and not describe(resolve(params, f"{REFERENCE}-s0"))["ablation"]
     )
     assert params.systems["low-s0"].ablation and "ablation" not in params.systems["low-s0"].distill["run"]
+
+
+def test_a_variant_names_a_recipe_and_does_not_train_it():
+    params = profile()
+    runs = {name: run.model_dump() for name, run in params.runs.items()}
+    runs["low"]["variant"] = "low rate"
+    named = Params.model_validate(params.model_dump() | {"runs": runs})
+    assert describe(resolve(named, "low-s0"))["variant"] == "low rate"
+    assert describe(resolve(params, "low-s0"))["variant"] == "scaled input"
+    assert differences(named, "low", REFERENCE) == differences(params, "low", REFERENCE)
+    lcm = next(name for name, run in runs.items() if run["method"] == "lcm")
+    runs[lcm]["variant"] = "low rate"
+    with pytest.raises(ValueError, match=f"runs.{lcm}.variant: 'low rate' names a recipe of splam"):
+        Params.model_validate(params.model_dump() | {"runs": runs})
