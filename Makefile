@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: help plan repro evidence studies test lint teacher lock lab bench-gpu clean-scratch
 help:
 	@echo "make repro [PROFILE=$(PROFILE)]  compose conf/profile/PROFILE.yaml, run the pipeline, write reports/PROFILE"
-	@echo "make evidence             the same with PROFILE=evidence: seeds, ablations, a day; goes on where it was stopped"
+	@echo "make evidence             the same with PROFILE=evidence: seeds, ablations, hours; goes on where it was stopped"
 	@echo "make plan [PROFILE=$(PROFILE)]   what a profile still needs and will take, before anything is spent"
 	@echo "make studies              check the metrics, take finished runs apart: reports/studies"
 	@echo "make test                 run the tests"
@@ -85,8 +85,9 @@ $(UV):
 	$(PYTHON) -m venv $(VENV)/uv
 	$(VENV)/uv/bin/python -m pip install --quiet uv==$(UV_VERSION)
 
-# Redone whenever the pinned packages change.
+# Redone whenever the pinned packages change. Compiled once here, for where Python may not keep bytecode
+# (PYTHONDONTWRITEBYTECODE, as in containers) every process would compile torch and transformers anew: 10 seconds.
 $(INSTALLED): requirements.txt | $(UV)
 	@echo "Installing the packages of requirements.txt into $(VENV): 6 GB, a minute or more."
-	$(UV) pip sync --quiet --require-hashes --python $(BIN)/python requirements.txt
+	$(UV) pip sync --quiet --compile-bytecode --require-hashes --python $(BIN)/python requirements.txt
 	@touch $@
