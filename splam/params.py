@@ -852,7 +852,20 @@ def main(arguments: list[str] | None = None) -> int:
     if left < everything:
         print(f"{everything - left} more are measured already, from the same code, weights and parameters.")
     print("params.yaml " + ("written." if changed else "is as it was."))
+    if strays := stray_metrics(params):
+        print(
+            f"Measured, but in {params.profile} no longer; the report would mix them in. Delete them:", file=sys.stderr
+        )
+        print(f"rm {' '.join(map(str, strays))}", file=sys.stderr)
+        return 1
     return 0
+
+
+def stray_metrics(params: Params, reports: Path = Path("reports")) -> list[Path]:
+    """Metrics files in a profile's report of runs and systems that the profile does not have (any more)."""
+    folder, known = reports / params.profile / "metrics", {*run_names(params), *params.matrix.systems}
+    files = [*folder.glob("distill/*.json"), *folder.glob("evaluate/*.json")]
+    return sorted(file for file in files if file.stem not in known)
 
 
 if __name__ == "__main__":

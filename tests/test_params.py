@@ -161,6 +161,18 @@ def test_command_writes_only_what_changed(conf, tmp_path, monkeypatch, capsys):
     assert "seed = 'x'" in capsys.readouterr().err
 
 
+def test_command_names_metrics_of_runs_that_are_no_more(conf, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("distill/lcm-s0", "evaluate/lcm-s0", "evaluate/lcm-s7"):
+        file = tmp_path / f"reports/small/metrics/{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    assert params.main(["small"]) == 1
+    assert "rm reports/small/metrics/evaluate/lcm-s7.json\n" in capsys.readouterr().err
+    (tmp_path / "reports/small/metrics/evaluate/lcm-s7.json").unlink()
+    assert params.main(["small"]) == 0
+
+
 @pytest.mark.parametrize(
     "override, message",
     [
