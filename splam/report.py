@@ -117,7 +117,8 @@ def _frame(rows: list[dict[str, Any]], columns: Iterable[str]) -> pd.DataFrame:
     numbers = {"guidance_scale", "skip", "seed", "iteration", "steps", "images", "fid", "kid", "precision", "recall"}
     numbers |= {"clip_score", "clip_score_beside", "paired_distance", "t", "seconds_median"}
     numeric = {c: pd.to_numeric(frame[c]) for c in frame if c in numbers or c.startswith(("delta_", "x0_"))}
-    return frame.assign(**numeric).fillna(texts)
+    objects = {c: frame[c].astype(object) for c in texts}  # a column without any text was read as numbers
+    return frame.assign(**numeric, **objects).fillna(texts)
 
 
 def merge_protocols(protocols: list[dict[str, Any]]) -> dict[str, Any]:
