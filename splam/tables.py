@@ -197,7 +197,7 @@ def cited_records(paper: pd.DataFrame, lines: list[Line]) -> list[dict[str, obje
 
 
 def splam_fid(records: list[dict[str, object]]) -> float:
-    """The FID of 4-step SPLAM in Table 2's records: with the scaled input, or the raw one where that is not measured."""
+    """The FID of 4-step SPLAM in Table 2's records: of the scaled input, or the raw one if that is not measured."""
     found = {r["variant"]: r["fid"] for r in records if str(r["method"]).startswith("SPLAM") and r["steps"] == 4}
     scaled = found.get("scaled input", math.nan)
     return found.get("raw input", math.nan) if math.isnan(scaled) else scaled

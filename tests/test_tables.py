@@ -90,6 +90,16 @@ def test_table_2b_is_of_the_smaller_sample_and_latency_of_lcm_is_splams(built):
     assert seconds[("LCM (fix w)", 4)] == seconds[("SPLAM (raw input)", 4)] == 0.019
 
 
+def test_table_2_has_4_step_splams_fid_over_every_methods(built):
+    table = built["table2a"].set_index(["method", "steps"])
+    ours = table.loc[("SPLAM (scaled input)", 4)]
+    assert ours["splam_ratio"] == 1
+    for solver in ("DDIM", "DPM-Solver++"):
+        row = table.loc[(solver, 4)]
+        assert row["splam_ratio"] == pytest.approx(ours["fid"] / row["fid"])
+    assert "4-step SPLAM / it" in tables.readable(built["table2a"])
+
+
 def test_missing_rows_leave_cells_empty(metrics):
     rows = metrics.rows[metrics.rows["method"] != "LCM*"]
     table = tables.table1(rows, metrics.floors).set_index(["method", "dataset", "steps"])
