@@ -861,9 +861,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def stray_metrics(params: Params, reports: Path = Path("reports")) -> list[Path]:
+def stray_metrics(params: Params) -> list[Path]:
     """Metrics files in a profile's report of runs and systems that the profile does not have (any more)."""
-    folder, known = reports / params.profile / "metrics", {*run_names(params), *params.matrix.systems}
+    folder, known = Path("reports") / params.profile / "metrics", {*run_names(params), *params.matrix.systems}
     files = [*folder.glob("distill/*.json"), *folder.glob("evaluate/*.json")]
     return sorted(file for file in files if file.stem not in known)
 

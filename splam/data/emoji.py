@@ -7,7 +7,7 @@ subgroups from Unicode (assets/emoji_groups.csv). Every image is 32x32 and carri
 
 Drawn are the subgroups that 32 pixels can show and tell apart (SUBGROUPS). Left out are flags, letters and signs,
 people (whose drawings differ by hair, a tool or a gender), faces by mood, office things and buildings: what is left
-can be learned in an hour by two cores.
+can be learned in two hours by two cores.
 
 One colour of every glyph is never trained on by any model: those pairs are the *unseen combinations*.
 """
