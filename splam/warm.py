@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def start_server(owner: int, environment: dict[str, str]) -> Path:
     if not _answers(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)  # nobody else may have code run
-        subprocess.Popen(
+        server = subprocess.Popen(
             [sys.executable, "-m", "splam.warm", "--serve", str(folder), str(owner)],
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
@@ -78,6 +79,8 @@ def start_server(owner: int, environment: dict[str, str]) -> Path:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        while server.poll() is None and not _answers(folder):  # it listens before it imports: a moment
+            time.sleep(0.02)
     return folder
 
 

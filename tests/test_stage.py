@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from splam import stage
 
-SLEEP = "import time; time.sleep(300)"
+SLEEP = "import pathlib, time; pathlib.Path({!r}).touch(); time.sleep(300)"
 
 
 @pytest.fixture
@@ -106,21 +107,20 @@ def is_fork(process: psutil.Process) -> bool:
 
 @pytest.mark.parametrize("victim", ["stage", "dvc"])
 def test_killed_leaves_no_process_behind(notebook, tmp_path, victim):
-    path = notebook(f"from splam.stage import launch\nlaunch('timeit', '-n1', '-r1', '{SLEEP}')")
+    asleep = tmp_path / "asleep"
+    sleep = SLEEP.format(str(asleep))
+    path = notebook(f"from splam.stage import launch\nlaunch('timeit', '-n1', '-r1', {sleep!r})")
     command = [sys.executable, "-m", "splam.stage", str(path), "--out", str(tmp_path / "out.ipynb")]
-    if victim == "dvc":  # it runs its stages through a shell
-        command = [sys.executable, "-c", f"import os; os.system({' '.join(command) + '; true'!r})"]
-    started = subprocess.Popen(command, cwd=stage.ROOT, env={**os.environ, "DVC_STAGE": "distill"})
+    dvc = f"import os; os.system({shlex.join(command) + '; true'!r})"  # it runs its stages through a shell
+    started = subprocess.Popen([sys.executable, "-c", dvc], cwd=stage.ROOT, env={**os.environ, "DVC_STAGE": "distill"})
     deadline = time.monotonic() + 120
-    family = []
-    while sum(is_fork(process) for process in family) < 2 and time.monotonic() < deadline:
+    while not asleep.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-        family = [p for p in psutil.Process(started.pid).children(recursive=True) if p.status() != "zombie"]
-    assert sum(is_fork(process) for process in family) == 2, "kernel and trainer were not started"
-    if victim == "stage":  # the server is dvc's, which lives on here
-        family = [process for process in family if is_fork(process) or "--serve" not in process.cmdline()]
-    started.kill()
-    started.wait()
+    family = [p for p in psutil.Process(started.pid).children(recursive=True) if p.status() != "zombie"]
+    assert asleep.exists() and sum(is_fork(process) for process in family) == 2, "kernel and trainer were not started"
+    stages = [process for process in family if "splam.stage" in process.cmdline()]  # in the shell's it is a part
+    (started if victim == "dvc" else stages[0]).kill()
+    started.wait(timeout=60)
     assert psutil.wait_procs(family, timeout=10)[1] == []
 
 
