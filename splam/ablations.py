@@ -22,14 +22,16 @@ JUDGED = {HOLDS: BETTER, FAILS: WORSE}
 COLUMNS = (
     *("study", "run", "factor", "value", "reference", "reference_value", "seeds", "network_calls", "teacher_calls"),
     *("reference_calls", "steps", "fid", "reference_fid", "ln_ratio", "low", "high", "values", "verdict"),
+    *("fid_teacher", "reference_fid_teacher", "teacher_ln_ratio", "teacher_low", "teacher_high", "teacher_values"),
+    "teacher_verdict",
 )
 UNIT = "ln ratio of FID"
 
 
-def fids(rows: pd.DataFrame, run: str, steps: int) -> pd.Series:
-    """FID of a finished run on unseen combinations (index: seed)."""
+def fids(rows: pd.DataFrame, run: str, steps: int, column: str = "fid") -> pd.Series:
+    """FID, or another column, of a finished run on unseen combinations (index: seed)."""
     found = rows[(rows["run"] == run) & (rows["steps"] == steps) & (rows["dataset"] == "unseen")]
-    return by_seed(found[~found["final"].isin([False])], "fid")
+    return by_seed(found[~found["final"].isin([False])], column)
 
 
 def calls(params: Params, run: str) -> dict[str, int]:
@@ -37,19 +39,23 @@ def calls(params: Params, run: str) -> dict[str, int]:
     return training_calls(resolve(params, f"{run}-s{params.runs[run].seeds[0]}"), params.trajectories.solver_skip)
 
 
-def comparison(rows: pd.DataFrame, run: str, reference: str, steps: int) -> dict[str, Any]:
-    """A run against its reference in so many steps, over the seeds that both have; FIDs are means over them."""
-    pairs = pair(fids(rows, run, steps), fids(rows, reference, steps), shared=False)
+def comparison(
+    rows: pd.DataFrame, run: str, reference: str, steps: int, column: str = "fid", prefix: str = ""
+) -> dict[str, Any]:
+    """A run against its reference in so many steps, over the seeds that both have; FIDs are means over them.
+
+    column: of the FID; prefix: put before the names of what follows from it.
+    """
+    pairs = pair(fids(rows, run, steps, column), fids(rows, reference, steps, column), shared=False)
     part = Part(f"{run} / {reference}", UNIT, ln_ratio(pairs), BELOW)
-    means = [sum(column) / len(pairs) for column in zip(*pairs, strict=True)] or [math.nan, math.nan]
-    return {
-        "steps": steps,
-        "seeds": len(pairs),
-        **dict(zip(("fid", "reference_fid"), means, strict=True)),
+    means = [sum(side) / len(pairs) for side in zip(*pairs, strict=True)] or [math.nan, math.nan]
+    judged = {
         **dict(zip(("ln_ratio", "low", "high"), (part.estimate, *part.bounds), strict=True)),
         "values": " ".join(f"{value:.6g}" for value in part.values),
         "verdict": JUDGED.get(part.verdict, part.verdict),
     }
+    facts = {"steps": steps, "seeds": len(pairs), **dict(zip((column, f"reference_{column}"), means, strict=True))}
+    return facts | {prefix + key: value for key, value in judged.items()}
 
 
 def records(params: Params, rows: pd.DataFrame, study: str) -> Iterator[dict[str, Any]]:
@@ -64,7 +70,8 @@ def records(params: Params, rows: pd.DataFrame, study: str) -> Iterator[dict[str
         facts |= {"network_calls": sum(made.values()), "teacher_calls": made["teacher"]}
         facts["reference_calls"] = sum(calls(params, reference).values())
         for steps in params.evaluation.steps:
-            yield facts | comparison(rows, run, reference, steps)
+            to_teacher = comparison(rows, run, reference, steps, "fid_teacher", "teacher_")
+            yield facts | to_teacher | comparison(rows, run, reference, steps)
 
 
 def ablation_table(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
@@ -73,11 +80,11 @@ def ablation_table(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=list(COLUMNS))
 
 
-def ratio_text(row: dict[str, Any]) -> str:
+def ratio_text(row: dict[str, Any], prefix: str = "") -> str:
     """'0.934 [0.901, 0.968]': the ratio of FIDs with its interval; empty where it was not measured."""
-    if pd.isna(row["ln_ratio"]):
+    if pd.isna(row[f"{prefix}ln_ratio"]):
         return ""
-    ratio, low, high = (math.exp(row[key]) for key in ("ln_ratio", "low", "high"))
+    ratio, low, high = (math.exp(row[prefix + key]) for key in ("ln_ratio", "low", "high"))
     return f"{ratio:.3f}" if math.isnan(low) else f"{ratio:.3f} [{low:.3f}, {high:.3f}]"
 
 
@@ -101,7 +108,11 @@ def readable(study: pd.DataFrame) -> pd.DataFrame:
         for row in rows:
             steps = f"{row['steps']} step" + "s" * (row["steps"] > 1)
             line |= {f"FID, {steps}": number(row["fid"]), f"ratio, {steps}": ratio_text(row)}
-        shown.append(line | {"verdict": overall({row["steps"]: row["verdict"] for row in rows})})
+        line["verdict"] = overall({row["steps"]: row["verdict"] for row in rows})
+        for row in rows:
+            line[f"to teacher, {row['steps']} step" + "s" * (row["steps"] > 1)] = ratio_text(row, "teacher_")
+        line["verdict to teacher"] = overall({row["steps"]: row["teacher_verdict"] for row in rows})
+        shown.append(line)
     return pd.DataFrame(shown)
 
 
@@ -125,7 +136,8 @@ def caption(table: pd.DataFrame, fid_name: str) -> str:
     return (
         f"{fid_name} of each run on unseen combinations, and its ratio to the reference's, paired by seed: the "
         "geometric mean with its 95 % t interval. Below 1 is better; a verdict needs all of it on one side. Of "
-        f"the {len(table)} comparisons of all studies about {len(table) / 20:.0f} would get one by chance. Calls: "
+        f"the {len(table)} comparisons of all studies about {len(table) / 20:.0f} would get one by chance. "
+        "To teacher: the same ratio of the FID to the teacher's own images. Calls: "
         "forward passes of any network for one sample while training (a backward pass counts as two, the teacher's as "
         "if no cache shared them), over the reference's."
     )

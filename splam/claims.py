@@ -8,6 +8,7 @@ of feeding the student ("raw input", "scaled input", ...) that was measured.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ VERDICTS = (HOLDS, NOISE, FAILS, ONE_SEED, MISSING)
 ROW_COLUMNS = (
     *("system", "run", "method", "variant", "guidance_scale", "skip", "multiple_estimation", "seed", "iteration"),
     *("final", "steps", "dataset", "images", "fid", "kid", "precision", "recall", "clip_score", "paired_distance"),
+    "fid_teacher",  # FID to the teacher's images
     "clip_score_beside",  # of a second model; no claim looks at it
     "clip_metric",  # the protocol's name of the CLIP score
 )
@@ -38,6 +40,7 @@ SOLVER_SKIP = 20  # k_phi: at this k multiple estimation is one DDIM step, the s
 UNTRAINED = ("DDIM", "DPM-Solver", "DPM-Solver++", "UniPC", "Teacher")  # one evaluation serves every student's seed
 LCM = "LCM (fix w)"
 TABLE1_SETS = ("unseen", "seen")
+REAL, TEACHER = "real images", "the teacher's images"  # what an FID is measured against
 BELOW, ABOVE = (-math.inf, 0.0), (0.0, math.inf)
 SD_CLIP_MARGIN = 0.2
 SD_CLIP_RANGE = 25.0  # assumed range of Stable Diffusion's CLIP score: Table 1's best, 31.5, less its noise, about 6
@@ -537,6 +540,11 @@ class Claim:
     test: Callable[[Data, str], list[Part]]
     about_splam: bool = True
 
+    @property
+    def by_fid(self) -> bool:
+        """Whether it is about FIDs alone, so that it can be asked of the FID to the teacher's images too."""
+        return self.id in BY_FID
+
 
 CLAIMS = (
     Claim("C1", "SPLAM's FID is below LCM's (fix w) on the held-out set at 1, 2 and 4 steps (w = 8)", "Table 1", c1),
@@ -558,6 +566,10 @@ CLAIMS = (
     Claim("C17", "4-step SPLAM beats 4-step DPM-Solver++, UniPC and LCM-LoRA", "Tables 2a, 2c", c17),
     Claim("C18", "LCM's FID worsens late in training, SPLAM's does not", "Fig. 2b", c18),
 )
+
+
+# Not C2, whose test set the teacher's images are not of, nor C8, in which the teacher is one side.
+BY_FID = frozenset(("C1", "C4", "C5", "C6", "C7", "C10", "C11", "C12", "C13", "C16", "C17", "C18"))
 
 
 def splam_variants(rows: pd.DataFrame) -> list[str]:
@@ -624,14 +636,26 @@ def _prepare(rows: pd.DataFrame, delta: pd.DataFrame, latency: pd.DataFrame, flo
 
 
 def claim_parts(rows: pd.DataFrame, delta: pd.DataFrame, latency: pd.DataFrame, floors: pd.DataFrame) -> pd.DataFrame:
-    """Every comparison behind every claim, one a row: id, variant, part, unit, estimate, low, high, ..., verdict."""
-    records = []
-    for claim, variant, parts in _tests(_prepare(rows, delta, latency, floors)):
-        for part in parts:
+    """Every comparison behind every claim, one a row: id, variant, part, unit, estimate, low, high, ..., verdict.
+
+    fid_of: REAL, or for the claims that are about FIDs alone TEACHER too: the images that FIDs are measured against.
+    """
+    records, data = [], _prepare(rows, delta, latency, floors)
+    nearer = _to_teacher(data)
+    for claim, variant, parts in _tests(data):
+        asked = [(REAL, part) for part in parts]
+        asked += [(TEACHER, part) for part in (claim.test(nearer, variant) if claim.by_fid else [])]
+        for fid_of, part in asked:
             seeds = len(part.values) if part.rule != "value" else None
-            record = {"id": claim.id, "variant": variant, **_part_record(part), "seeds": seeds}
+            record = {"id": claim.id, "variant": variant, "fid_of": fid_of, **_part_record(part), "seeds": seeds}
             records.append({**record, "verdict": part.verdict})
     return pd.DataFrame(records).astype({"seeds": "Int64"})
+
+
+def _to_teacher(data: Data) -> Data:
+    """The same with the FID to the teacher's images as FID, of the systems that were compared with it."""
+    rows = data.rows.assign(fid=data.rows["fid_teacher"].astype(float)).dropna(subset=["fid"])
+    return dataclasses.replace(data, rows=rows)
 
 
 def evaluate_claims(
@@ -641,11 +665,15 @@ def evaluate_claims(
 
     rows, floors: evaluations (ROW_COLUMNS); delta: DELTA_COLUMNS; latency: LATENCY_COLUMNS; any may be empty.
     Columns: id, variant, claim, where, measured, estimate, low, high (of the part that settles the verdict, in
-    `unit`), seeds (the fewest of any measured part; none for latencies), verdict, and that part's description.
+    `unit`), seeds (the fewest of any measured part; none for latencies), verdict, and that part's description;
+    to_teacher_verdict and to_teacher_measured: the same rule with the FID to the teacher's images in place of the FID,
+    for claims that are about FIDs alone.
     """
-    records = []
-    for claim, variant, parts in _tests(_prepare(rows, delta, latency, floors)):
+    records, data = [], _prepare(rows, delta, latency, floors)
+    nearer = _to_teacher(data)
+    for claim, variant, parts in _tests(data):
         part = _decisive(parts)
+        again = claim.test(nearer, variant) if claim.by_fid else []
         seeds = [len(p.values) for p in parts if p.values and p.rule != "value"]
         records.append(
             {
@@ -658,6 +686,8 @@ def evaluate_claims(
                 "seeds": min(seeds, default=None),
                 "verdict": combine(parts),
                 **{k: _part_record(part)[k] for k in ("part", "unit", "accept_low", "accept_high")},
+                "to_teacher_verdict": combine(again) if again else "",
+                "to_teacher_measured": describe(again) if again else "",
             }
         )
     return pd.DataFrame(records).astype({"seeds": "Int64"})

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from splam.metrics import (
     neighbour_distances,
     paired_distance,
     precision_recall,
+    warn_of_few,
 )
 from splam.models import (
     TINY_MODELS,
@@ -191,6 +193,14 @@ def prompt_embeddings(teacher: Teacher, references: References) -> Tensor | Prom
 
 
 @dataclass(frozen=True)
+class Paired:
+    """The teacher's images, uint8 (n, h, w, 3), that others of the same captions and noise are compared with."""
+
+    images: np.ndarray
+    features: np.ndarray
+
+
+@dataclass(frozen=True)
 class Measure:
     """Turns images of a dataset's prompts into a row of metrics."""
 
@@ -207,27 +217,39 @@ class Measure:
         if lacking := clips.keys() - references.clip_text.keys():
             lacks = f"the references of {references.protocol} have no {', '.join(sorted(lacking))}"
             raise ValueError(f"{lacks}: run the references stage again (dvc repro references)")
-        return cls(references, FeatureStatistics.of(references.features), extract, clips)
+        statistics = FeatureStatistics.of(references.features)
+        warn_of_few(statistics)
+        return cls(references, statistics, extract, clips)
 
     def clip_features(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Features (n, e) of images by every CLIP score's model, by the score's column."""
         return {column: np.asarray(clip.image_features(images)) for column, clip in self.clips.items()}
 
-    def __call__(self, images: np.ndarray, teacher: np.ndarray | None = None) -> Callable[[int], dict]:
-        """Features once, then metrics over the first n: images uint8 (n, h, w, 3), teacher's of the same noise."""
+    def pair(self, images: np.ndarray) -> Paired:
+        """The teacher's images with their features."""
+        return Paired(images, self.extract(images))
+
+    def __call__(self, images: np.ndarray, teacher: Paired | None = None) -> Callable[[int], dict]:
+        """Features once, then metrics over the first n: images uint8 (n, h, w, 3), teacher's of the same noise.
+
+        fid_teacher is the FID to the teacher's images in place of real ones ("FID-SD" in Wang et al., 2024,
+        arXiv:2405.18407): what a distillation brings nearer, whether or not the teacher's images are like real ones.
+        """
         features = self.extract(images)
         image_features = self.clip_features(images)
 
         def row(count: int) -> dict:
             precision, recall = precision_recall(self.references.features, features[:count], self.references.radii)
+            drawn = FeatureStatistics.of(features[:count])
             return {
                 "images": count,
-                "fid": fid(self.statistics, FeatureStatistics.of(features[:count])),
+                "fid": fid(self.statistics, drawn),
+                "fid_teacher": None if teacher is None else fid(FeatureStatistics.of(teacher.features[:count]), drawn),
                 "kid": kid(self.references.features, features[:count], seed=0),
                 "precision": precision,
                 "recall": recall,
                 **clip_scores(image_features, self.references.clip_text, count),
-                "paired_distance": None if teacher is None else paired_distance(images[:count], teacher[:count]),
+                "paired_distance": None if teacher is None else paired_distance(images[:count], teacher.images[:count]),
             }
 
         return row
@@ -273,7 +295,6 @@ def in_batches(
     return images
 
 
-@torch.no_grad()
 def draw_student(
     teacher: Teacher,
     unet: nn.Module,
@@ -285,14 +306,28 @@ def draw_student(
     size: int | None = None,
 ) -> np.ndarray:
     """Images of a published student (Eq. 19): captions (n, tokens, d) to uint8 (n, h, w, 3), at `size` if given."""
-    run, training = resolved.run, resolved.training
+    run, scales = resolved.run, None
+    if run.method == "lcm_star":
+        scales = guidance_embedding(torch.full((1,), run.guidance_scale), resolved.training.condition_width)
+    return draw_consistency(teacher, unet, captions, scales, steps, params, label, size)
+
+
+@torch.no_grad()
+def draw_consistency(
+    teacher: Teacher,
+    unet: nn.Module,
+    captions: Tensor | PromptEmbeddings,
+    guidance: Tensor | None,
+    steps: int,
+    params: Params,
+    label: str,
+    size: int | None,
+) -> np.ndarray:
+    """Images of a UNet as a consistency model (Eq. 19); guidance: LCM*'s embedding of w, (1, width)."""
     objective = Objective(teacher.schedule, teacher.prediction_type)
 
     def draw(rows: slice, seeds: list[int]) -> Tensor:
-        condition = None
-        if run.method == "lcm_star":
-            scales = torch.full((len(seeds),), run.guidance_scale)
-            condition = guidance_embedding(scales, training.condition_width).to(teacher.device)
+        condition = None if guidance is None else guidance.expand(len(seeds), -1).to(teacher.device)
         consistency = published_function(teacher.network(unet, captions[rows], condition), objective)
         sources = generators(seeds)
         return teacher.decode(sample_consistency(consistency, sources, teacher.latent_shape, steps, teacher.schedule))
@@ -381,7 +416,7 @@ class Bench:
     teacher: Teacher
     measures: dict[str, Measure]
     captions: dict[str, Tensor | PromptEmbeddings]
-    teacher_images: Callable[[float], np.ndarray | None]
+    teacher_images: Callable[[float], Paired | None]
 
     @classmethod
     def load(cls, params: Params, build: Path, datasets: list[str]) -> Bench:
@@ -392,9 +427,10 @@ class Bench:
         measures = {d: Measure.against(r, extract, clips) for d, r in references.items()}
         captions = {d: prompt_embeddings(teacher, r) for d, r in references.items()}
 
-        def teacher_images(guidance_scale: float) -> np.ndarray | None:
+        @cache
+        def teacher_images(guidance_scale: float) -> Paired | None:
             path = build / "teacher_samples" / f"w{guidance_scale:g}.npy"
-            return np.load(path) if path.is_file() else None
+            return measures["unseen"].pair(np.load(path)) if path.is_file() else None
 
         return cls(params, teacher, measures, captions, teacher_images)
 
@@ -449,7 +485,7 @@ def snapshot_row(bench: Bench, resolved: ResolvedRun, facts: dict, folder: Path,
     label = f"{resolved.name} iteration {iteration}"
     images = draw_student(bench.teacher, unet, captions, resolved, steps, params, label, bench.size("unseen"))
     final = iteration == resolved.training.iterations
-    row = bench.measures["unseen"](images)(count)
+    row = bench.measures["unseen"](images, bench.teacher_images(resolved.run.guidance_scale))(count)
     return {**facts, "iteration": iteration, "final": final, "dataset": "unseen-curve", "steps": steps, **row}
 
 
@@ -474,12 +510,32 @@ def evaluate_baselines(bench: Bench, guidance_scale: float) -> list[dict]:
         for dataset, steps in itertools.product(baseline.datasets, baseline.steps):
             images = draw(baseline.scheduler, dataset, steps)
             rows += bench.rows({**facts, "method": SCHEDULER_NAMES[baseline.scheduler]}, images, dataset, steps)
-    images, steps = bench.teacher_images(guidance_scale), params.evaluation.teacher_steps
-    if images is not None:
-        rows += bench.rows({**facts, "method": "Teacher"}, images, "unseen", steps)
+    rows += undistilled_rows(bench, facts)
+    teacher, steps = bench.teacher_images(guidance_scale), params.evaluation.teacher_steps
+    if teacher is not None:
+        rows += bench.rows({**facts, "method": "Teacher"}, teacher.images, "unseen", steps)
         if not bench.parted():
             images = draw("ddim", "unseen-small", steps)
             rows += bench.rows({**facts, "method": "Teacher"}, images, "unseen-small", steps)
+    return rows
+
+
+def undistilled_rows(bench: Bench, facts: dict) -> list[dict]:
+    """The teacher's own network drawn from as if it were a student: what every student starts from, w apart.
+
+    Multistep consistency sampling without guidance; also as iteration 0 of Fig. 2b.
+    """
+    params, rows, facts = bench.params, [], facts | {"method": "Undistilled"}
+    captions, size, curve = bench.captions["unseen"], bench.size("unseen"), params.evaluation.curve_images
+    for steps in sorted({*params.evaluation.steps, params.evaluation.curve_steps}):
+        images = draw_consistency(
+            bench.teacher, bench.teacher.unet, captions, None, steps, params, f"undistilled, {steps} steps", size
+        )
+        if steps in params.evaluation.steps:
+            rows += bench.rows(facts, images, "unseen", steps)
+        if steps == params.evaluation.curve_steps:
+            row = bench.measures["unseen"](images[:curve], bench.teacher_images(facts["guidance_scale"]))(curve)
+            rows.append({**facts, "iteration": 0, "dataset": "unseen-curve", "steps": steps, **row})
     return rows
 
 

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from splam.tables import UNDISTILLED
+
 # Okabe and Ito's palette: told apart by colour-blind readers.
 COLOURS = {
     "LCM": "#0072B2",
@@ -156,26 +158,42 @@ def figure2a(points: pd.DataFrame, metric: str) -> Figure:
 
 
 def figure2b_points(rows: pd.DataFrame) -> pd.DataFrame:
-    """FID over training at w = 3: student, me, skip, iteration, fid, fid_se, seeds."""
+    """FID over training at w = 3, to real images and to the teacher's, and of the undistilled network (iteration 0).
+
+    Columns: student, me, skip, iteration, fid, fid_se, seeds, fid_teacher, fid_teacher_se.
+    """
     rows = rows[(rows["dataset"] == "unseen-curve") & (rows["guidance_scale"] == 3)]
-    rows = rows[rows["steps"] == rows["steps"].max()]
-    return average(_students(rows, ("LCM (fix w)", "SPLAM")), ["student", "me", "skip", "iteration"])
+    rows = _students(rows[rows["steps"] == rows["steps"].max()], ("LCM (fix w)", "SPLAM", UNDISTILLED))
+    keys = ["student", "me", "skip", "iteration"]
+    nearer = average(rows, keys, ("fid_teacher",)).drop(columns="seeds")
+    return average(rows, keys).merge(nearer, how="left", on=keys)
 
 
 def figure2b(points: pd.DataFrame, metric: str) -> Figure:
-    """FID against iterations of training."""
-    figure, (axis,) = _canvas(6.4, 4.2)
-    for (student, me, skip), line in points.groupby(["student", "me", "skip"]):
+    """FID against iterations of training: to real images, and to the teacher's where it was measured."""
+    panels = {"fid": metric}
+    if points["fid_teacher"].notna().any():
+        panels["fid_teacher"] = f"{metric} to the teacher's images"
+    figure, axes = _canvas(6.4 if len(panels) == 1 else 10.4, 4.2, len(panels))
+    for axis, (column, name) in zip(axes, panels.items(), strict=True):
+        _training_curves(axis, points, column)
+        axis.set_ylabel(name)
+    _title(axes[0], "FID while training, w = 3, on a smaller sample (lower is better)", 60)
+    axes[0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _training_curves(axis: Axes, points: pd.DataFrame, column: str) -> None:
+    start = points[points["student"] == UNDISTILLED]
+    for value in start[column].dropna():
+        axis.axhline(value, color="0.5", linestyle=":", label="undistilled")
+    for (student, me, skip), line in points.drop(start.index).groupby(["student", "me", "skip"]):
         with_me = bool(me) and skip > 20
         label = f"{student}, k = {skip:g}" + " + ME" * with_me
         style = _style(student, with_me)
-        axis.errorbar(line["iteration"], line["fid"], line["fid_se"], label=label, capsize=3, **style)
-    _log_if_wide(axis, points["fid"])
+        axis.errorbar(line["iteration"], line[column], line[f"{column}_se"], label=label, capsize=3, **style)
+    _log_if_wide(axis, points[column].dropna())
     axis.set_xlabel("iterations")
-    axis.set_ylabel(metric)
-    _title(axis, "FID while training, w = 3, on a smaller sample (lower is better)")
-    axis.legend(fontsize=8, frameon=False)
-    return figure
 
 
 def figure2c_points(delta: pd.DataFrame) -> pd.DataFrame:

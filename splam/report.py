@@ -115,7 +115,7 @@ def _frame(rows: list[dict[str, Any]], columns: Iterable[str]) -> pd.DataFrame:
     frame = pd.DataFrame(rows).reindex(columns=list(columns))
     texts = {name: "" for name in ("run", "method", "variant", "dataset") if name in frame}
     numbers = {"guidance_scale", "skip", "seed", "iteration", "steps", "images", "fid", "kid", "precision", "recall"}
-    numbers |= {"clip_score", "clip_score_beside", "paired_distance", "t", "seconds_median"}
+    numbers |= {"fid_teacher", "clip_score", "clip_score_beside", "paired_distance", "t", "seconds_median"}
     numeric = {c: pd.to_numeric(frame[c]) for c in frame if c in numbers or c.startswith(("delta_", "x0_"))}
     objects = {c: frame[c].astype(object) for c in texts}  # a column without any text was read as numbers
     return frame.assign(**numeric, **objects).fillna(texts)
@@ -148,17 +148,15 @@ def write_tables(report_folder: Path, metrics: Metrics) -> dict[str, pd.DataFram
 
 
 def write_ablations(report_folder: Path, metrics: Metrics, params: Params) -> pd.DataFrame:
-    """Write tables/ablations.csv and .md, or remove them where the profile has none; returns the table."""
-    folder = Path(report_folder) / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write ablations.csv (a header alone where the profile has none) and tables/ablations.md; returns the table."""
+    folder = Path(report_folder)
     table = ablations.ablation_table(params, metrics.evaluations)
-    csv, md = folder / "ablations.csv", folder / "ablations.md"
-    if table.empty:
-        for path in (csv, md):
-            path.unlink(missing_ok=True)
-        return table
-    table.to_csv(csv, index=False, float_format="%.6g")
-    md.write_text(ablations.markdown(table, fid_name(metrics)))
+    table.to_csv(folder / "ablations.csv", index=False, float_format="%.6g")
+    text = folder / "tables/ablations.md"
+    text.parent.mkdir(parents=True, exist_ok=True)
+    text.unlink(missing_ok=True)
+    if not table.empty:
+        text.write_text(ablations.markdown(table, fid_name(metrics)))
     return table
 
 
@@ -190,7 +188,8 @@ def plotted_figures(metrics: Metrics) -> dict[str, tuple[pd.DataFrame, Figure]]:
         "figure2c": (figures.figure2c_points(metrics.delta), figures.figure2c),
         "figure3b": (figures.figure3b_points(metrics.rows), lambda p: figures.figure3b(p, fid, clip)),
     }
-    students = {n: p for n, (p, _) in plots.items() if (p["student"] != "Teacher").any()}
+    untrained = ("Teacher", tables.UNDISTILLED)
+    students = {n: p for n, (p, _) in plots.items() if (~p["student"].isin(untrained)).any()}
     return {name: (points, plots[name][1](points)) for name, points in students.items()}
 
 
@@ -313,11 +312,11 @@ def verdict_counts(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 def read_claims(report_folder: Path, name: str = "claims") -> pd.DataFrame:
     """claims.csv, or claims_parts.csv, as written."""
-    texts = {"variant": str, "values": str}
+    texts = dict.fromkeys(("variant", "values", "to_teacher_verdict", "to_teacher_measured"), str)
     path = Path(report_folder) / f"{name}.csv"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run the report stage (dvc repro report) first")
-    return pd.read_csv(path, dtype=texts, keep_default_na=True).fillna({"variant": "", "values": ""})
+    return pd.read_csv(path, dtype=texts, keep_default_na=True).fillna(dict.fromkeys(texts, ""))
 
 
 def _data_uri(figure: Figure) -> str:
@@ -329,7 +328,7 @@ def claim_views(report_folder: Path, most: int = 24) -> list[dict[str, Any]]:
     verdicts, parts = (read_claims(report_folder), read_claims(report_folder, "claims_parts"))
     views = []
     for claim in claims.CLAIMS:
-        mine = parts[(parts["id"] == claim.id) & parts["estimate"].notna()]
+        mine = parts[(parts["id"] == claim.id) & (parts["fid_of"] == claims.REAL) & parts["estimate"].notna()]
         excess = np.maximum(mine["accept_low"] - mine["estimate"], mine["estimate"] - mine["accept_high"])
         shown = mine.loc[excess.sort_values(ascending=False).index[:most].sort_values()]
         views.append(
@@ -347,12 +346,11 @@ def claim_views(report_folder: Path, most: int = 24) -> list[dict[str, Any]]:
 
 
 def ablation_views(report_folder: Path) -> list[dict[str, Any]]:
-    """For the page: each study with its table and a picture of its ratios; none where there is no ablations.csv."""
-    path = Path(report_folder) / "tables/ablations.csv"
-    if not path.is_file():
-        return []
-    texts = dict.fromkeys(("factor", "value", "reference_value", "values"), str)
-    missing = dict.fromkeys(("fid", "reference_fid", "ln_ratio", "low", "high"), [""])  # a factor's "none" is a value
+    """For the page: each study of ablations.csv with its table and a picture of its ratios."""
+    path = Path(report_folder) / "ablations.csv"
+    texts = dict.fromkeys(("factor", "value", "reference_value", "values", "teacher_values"), str)
+    numbers = ("fid", "fid_teacher", "ratio", "low", "high")
+    missing = {column: [""] for column in ablations.COLUMNS if column.endswith(numbers)}  # a factor's "none" is a value
     table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=missing)
     return [
         {

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
+from splam.evaluate import Measure
 from splam.metrics import FeatureStatistics, fid, kid
 
 Damage = Callable[[float], np.ndarray]
@@ -99,20 +100,19 @@ def known_damage(
 
 
 def damage_study(
-    measure: Callable[[np.ndarray, np.ndarray], Callable[[int], dict]],
+    measure: Measure,
     images: np.ndarray,
     damage: dict[str, Damage],
     strengths: dict[str, Sequence[float]] = STRENGTHS,
 ) -> pd.DataFrame:
     """Every metric of the damaged images: columns damage, strength, images and METRICS.
 
-    measure: splam.evaluate.Measure, whose references are other real images; the undamaged images stand for the
-    teacher's of the same noise.
+    measure: its references are other real images; the undamaged images stand for the teacher's of the same noise.
     """
-    rows = []
+    rows, whole = [], measure.pair(images)
     for name, damaged in damage.items():
         for strength in strengths[name]:
-            row = measure(damaged(strength), images)(len(images))
+            row = measure(damaged(strength), whole)(len(images))
             rows.append({"damage": name, "strength": strength, "images": row["images"], **{m: row[m] for m in METRICS}})
     return pd.DataFrame(rows)
 

@@ -21,19 +21,21 @@ PAPER_NAMES = {
     "SDv1.5": "Teacher",
 }
 PAPER_SETS = {"unseen": "COCO-30k", "seen": "LAION-Aesthetics-6+"}
+UNDISTILLED = "Undistilled"
 FLOORS = ("Real images", "VAE reconstruction", "Shuffled captions")
-METRICS = ("fid", "clip_score", "clip_score_beside", "kid", "precision", "recall", "paired_distance")
+METRICS = ("fid", "fid_teacher", "clip_score", "clip_score_beside", "kid", "precision", "recall", "paired_distance")
 TABLE_COLUMNS = (
     *("method", "dataset", "steps", "fid", "clip_score", "fid_se", "clip_score_se", "seeds", "images", "source"),
-    *("paper_fid", "paper_clip_score", "latency_s", "paper_latency_s", "kid", "precision", "recall"),
+    *("paper_fid", "paper_clip_score", "latency_s", "paper_latency_s", "fid_teacher", "kid", "precision", "recall"),
     *("paired_distance", "family", "variant", "guidance_scale", "skip", "clip_score_beside", "splam_ratio"),
 )
 BESIDE_FID = {
     "splam_ratio": "4-step SPLAM / it",
+    "fid_teacher": "FID to teacher",
     "kid": "KID",
     "precision": "precision",
     "recall": "recall",
-    "paired_distance": "from teacher",
+    "paired_distance": "pixels from teacher",
 }
 TITLES = {
     "table1": "Table 1. Few-step generation, w = 8, k = 20",
@@ -42,8 +44,9 @@ TITLES = {
     "table2c": "Table 2c. w = 8",
 }
 PAIRED = (
-    '"From teacher" is the RMS difference, pixels in [0, 1], from the teacher\'s own many-step image of the same '
-    "caption, noise and w."
+    "FID to teacher has the teacher's own many-step images of the same captions, noise and w in place of real ones; "
+    "pixels from teacher is the RMS difference from them, pixels in [0, 1]. Undistilled is the teacher's network "
+    "drawn from as if it were a student, without guidance: what training starts from."
 )
 PAPER_SCALE = {
     "table1": "The paper's numbers: SD 2.1-base, COCO-30k for the unseen set, LAION-Aesthetics-6+ for the seen one.",
@@ -152,7 +155,8 @@ def table1(rows: pd.DataFrame, floors: pd.DataFrame) -> pd.DataFrame:
     records = []
     for dataset, printed in PAPER_SETS.items():
         beside = paper[paper["dataset"] == printed]
-        for method, where, variant in named:
+        start = [(UNDISTILLED, solver, "")] if dataset == "unseen" else []  # nobody compares with it on the other
+        for method, where, variant in [*start, *named]:
             records += [_record(rows, Line(method, n, where, variant), dataset, beside) for n in (1, 2, 4)]
         records += floor_records(floors, dataset, FLOORS)
     return _frame(records)
@@ -162,7 +166,8 @@ def table2_lines(rows: pd.DataFrame, w: float) -> list[Line]:
     """The methods of Table 2 that this project measures, at guidance scale w."""
     solver, student = {"guidance_scale": w}, {"guidance_scale": w, "skip": 20}
     ours = {"guidance_scale": w, "skip": 100, "multiple_estimation": True}
-    lines = [Line(method, 4, solver) for method in ("DDIM", "DPM-Solver++", "UniPC")] + [Line("LCM-LoRA", 4, student)]
+    lines = [Line(method, 4, solver) for method in ("DDIM", "DPM-Solver++", "UniPC")]
+    lines += [Line(UNDISTILLED, n, solver) for n in (2, 4)] + [Line("LCM-LoRA", 4, student)]
     for steps in (2, 4):
         lines.append(Line("LCM (fix w)", steps, student))
         lines += [Line("SPLAM", steps, ours, v) for v in variants(rows, guidance_scale=w, skip=100)]

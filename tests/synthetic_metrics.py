@@ -54,6 +54,7 @@ def measured(facts: dict, dataset: str, steps: int | None, fid: float | None, cl
     """One evaluation row."""
     images = 500 if dataset in ("unseen-small", "unseen-curve") else 1000
     scores = {"fid": fid, "kid": 0.1, "precision": 0.5, "recall": 0.4, "clip_score": clip, "paired_distance": 0.2}
+    scores["fid_teacher"] = None if fid is None or dataset == "seen" else 0.8 * fid
     return {**facts, "dataset": dataset, "steps": steps, "images": images, **scores}
 
 
@@ -70,7 +71,7 @@ def curve_rows(facts: dict, base: float, rng: np.random.Generator) -> list[dict]
 
 
 def baseline_rows() -> list[dict]:
-    """DDIM, DPM-Solver(++), UniPC and the teacher: one row each, whatever the seeds of the students."""
+    """DDIM, DPM-Solver(++), UniPC, the network undistilled and the teacher: one row each, whatever the seeds."""
     rows = []
     for w in (3, 8):
         facts = {"system": f"baselines-w{w}", "run": "", "variant": "", "guidance_scale": w, "skip": None}
@@ -81,6 +82,9 @@ def baseline_rows() -> list[dict]:
                     fid = (1000 + 20 * w - 10 * n) * SOLVER_FACTOR[steps]
                     rows.append(measured({**facts, "method": method}, dataset, steps, fid, 25 + 5 * steps))
             rows.append(measured({**facts, "method": "Teacher"}, dataset, 50, 700 + 20 * w, 66 + w / 2))
+        start = {**facts, "method": "Undistilled"}
+        rows += [measured(start, "unseen", steps, 1000 * STEP_FACTOR[steps], 50.0) for steps in (1, 2, 4)]
+        rows.append(measured({**start, "iteration": 0}, "unseen-curve", 4, 1100.0, 50.0))
     return rows
 
 

@@ -88,6 +88,17 @@ def test_runs_are_paired_with_their_reference_by_seed():
     assert swapped["verdict"] == "worse" and swapped["ln_ratio"] == pytest.approx(-low["ln_ratio"])
 
 
+def test_what_is_farther_from_real_images_may_be_nearer_to_the_teachers():
+    measured = rows(MEASURED)
+    table = ablations.ablation_table(profile(), measured.assign(fid_teacher=5000 / measured["fid"]))
+    low = table.set_index(["run", "steps"]).loc[("low", 4)]
+    assert (low["verdict"], low["teacher_verdict"]) == ("better", "worse")
+    assert low["teacher_ln_ratio"] == pytest.approx(-low["ln_ratio"])
+    assert low["fid_teacher"] == pytest.approx(sum(5000 / fid for fid in (90, 98, 108.5)) / 3)
+    shown = ablations.readable(table).set_index("value").loc["0.0001"]
+    assert shown["verdict to teacher"] == "worse" and shown["to teacher, 4 steps"].startswith("1.11")
+
+
 def test_one_seed_and_none_are_said():
     params = profile()
     one = ablations.ablation_table(params, rows({REFERENCE: [100.0], "low": [90.0]}))
@@ -142,9 +153,9 @@ def test_the_page_shows_each_study_with_its_picture(tmp_path):
     assert '<article id="ablation-choices">' in page and page.count("choices: ratios and intervals") == 1
     assert "<td>learning_rate</td>" in page and "<td>not measured</td>" in page
     assert table.query("run == 'low' and steps == 4")["ln_ratio"].item() == pytest.approx(math.log(0.8))
-    assert pd.read_csv(folder / "tables/ablations.csv")["run"].tolist() == ["low"] * 3 + ["four"] * 3
+    assert pd.read_csv(folder / "ablations.csv")["run"].tolist() == ["low"] * 3 + ["four"] * 3
     report.write_ablations(folder, metrics, Params.model_validate(compose("smoke")))
-    assert not (folder / "tables/ablations.csv").exists()
+    assert pd.read_csv(folder / "ablations.csv").empty and not (folder / "tables/ablations.md").exists()
     assert 'id="ablations"' not in report.write_index(folder, "tiny", root).read_text()
 
 

@@ -198,3 +198,29 @@ def test_c9_reports_ratios_and_judges_the_order_alone():
     assert [math.exp(p.estimate) for p in parts] == pytest.approx([12 / 9, 19 / 12, 259 / 19])
     slow = latency.assign(seconds_median=latency["seconds_median"].where(latency["steps"] != 2, 1.0))
     assert claims.combine(claims.c9(claims._prepare(EMPTY, EMPTY, slow, EMPTY), "")) == FAILS
+
+
+def test_claims_about_fids_are_asked_of_the_fid_to_the_teacher_too():
+    found = verdicts(3)
+    told = found["to_teacher_verdict"] != ""
+    assert set(found.index[told].get_level_values("id")) == claims.BY_FID
+    same = found[told].drop(index=["C4", "C5"], level="id")  # those look at seen combinations, which the teacher lacks
+    assert (same["verdict"] == same["to_teacher_verdict"]).all()
+
+    def reverse(rows):  # what is nearer to real images is farther from the teacher's
+        return rows.assign(fid_teacher=1e6 / rows["fid_teacher"])
+
+    turned = verdicts(3, reverse)
+    assert (turned["verdict"] == found["verdict"]).all()
+    assert turned.loc[("C1", "scaled input"), ["verdict", "to_teacher_verdict"]].tolist() == [HOLDS, FAILS]
+    alone = verdicts(3, lambda rows: rows.assign(fid_teacher=math.nan))
+    assert set(alone.loc[told, "to_teacher_verdict"]) == {MISSING}
+
+
+def test_every_part_says_what_its_fid_is_measured_against():
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame(student_rows(3, rng) + baseline_rows())
+    parts = claims.claim_parts(rows, EMPTY, EMPTY, EMPTY).set_index(["id", "fid_of"])
+    assert set(parts.index.get_level_values("fid_of")) == {claims.REAL, claims.TEACHER}
+    c1 = [parts.loc[("C1", side), ["variant", "part", "values"]].to_numpy().tolist() for side in parts.index.levels[1]]
+    assert c1[0] == c1[1], "made-up FIDs to the teacher are 0.8 of those to real images"

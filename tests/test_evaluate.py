@@ -228,6 +228,27 @@ def test_any_pipeline_is_measured_by_the_same_prompts_and_seeds(built, teacher_f
     assert row["fid"] > 0 and row["paired_distance"] is None and row["guidance_scale"] == 1
 
 
+def test_the_undistilled_network_is_measured_beside_the_teacher_and_against_it(built, params, teacher, tmp_path):
+    captions = prompt_embeddings(teacher, References.load(built / "references/unseen.npz"))
+    drawn = evaluate.draw_consistency(teacher, teacher.unet, captions, None, 2, params, "x", 48)
+    (built / "teacher_samples").mkdir()
+    np.save(built / "teacher_samples/w3.npy", drawn)  # as if the teacher drew the same
+    sizes = {"small_images": 5, "curve_images": 4, "steps": [1, 2], "curve_steps": 2, "baselines": {}}
+    params = params.model_copy(update={"evaluation": params.evaluation.model_copy(update=sizes)})
+    bench = evaluate.Bench.load(params, built, ["unseen"])
+    rows = evaluate.evaluate_baselines(bench, 3)
+    start = [r for r in rows if r["method"] == "Undistilled"]
+    assert [(r["dataset"], r["steps"], r["images"], r["iteration"]) for r in start] == [
+        ("unseen", 1, 9, None), ("unseen-small", 1, 5, None),
+        ("unseen", 2, 9, None), ("unseen-small", 2, 5, None), ("unseen-curve", 2, 4, 0),
+    ]  # fmt: skip
+    far, near = [r for r in start if r["dataset"] == "unseen"]
+    assert near["paired_distance"] == 0 and near["fid_teacher"] == pytest.approx(0, abs=1e-6)
+    assert far["fid_teacher"] > 1
+    own = next(r for r in rows if r["method"] == "Teacher")
+    assert own["fid_teacher"] == pytest.approx(0, abs=1e-6) and own["fid"] == pytest.approx(near["fid"])
+
+
 def test_command_line_writes_rows_and_names_what_is_wrong(built, teacher_folder, tmp_path, capsys):
     arguments = ["--profile", "smoke", "--build", str(built)]
     override = ["--set", *with_pipeline(teacher_folder)]

@@ -34,10 +34,15 @@ def test_figure2a_plots_each_student_with_and_without_me(metrics):
 
 def test_figure2b_has_a_line_for_each_student_of_the_curve(metrics):
     points = figures.figure2b_points(metrics.rows)
-    assert sorted(points["iteration"].unique()) == [10, 25, 50, 75, 100]
-    axis = figures.figure2b(points, "FID").axes[0]
+    assert sorted(points["iteration"].unique()) == [0, 10, 25, 50, 75, 100]
+    axis, nearer = figures.figure2b(points, "FID").axes
+    assert [axis.get_ylabel(), nearer.get_ylabel()] == ["FID", "FID to the teacher's images"]
+    assert nearer.lines[0].get_ydata()[0] == pytest.approx(0.8 * 1100)  # the network undistilled
+    assert len(figures.figure2b(points.assign(fid_teacher=np.nan), "FID").axes) == 1
     labels = axis.get_legend_handles_labels()[1]
-    assert {"LCM, k = 20", "SPLAM (scaled input), k = 20", "SPLAM (scaled input), k = 100 + ME"} <= set(labels)
+    assert {"undistilled", "LCM, k = 20", "SPLAM (scaled input), k = 20", "SPLAM (scaled input), k = 100 + ME"} <= set(
+        labels
+    )
 
 
 def test_figure2c_shows_the_x0_error_beside_delta(metrics):

@@ -149,7 +149,7 @@ def test_fid_states_its_limits(rng):
     few = metrics.FeatureStatistics.of(rng.normal(size=(5, 8)))
     many = metrics.FeatureStatistics.of(rng.normal(size=(50, 8)))
     with pytest.warns(UserWarning, match="take more than 8 reference images"):
-        metrics.fid(few, many)
+        metrics.warn_of_few(few)
     with pytest.raises(ValueError, match="8 and 9 dimensions"):
         metrics.fid(many, metrics.FeatureStatistics.of(rng.normal(size=(50, 9))))
     with pytest.raises(ValueError, match="features of 1 images: at least 2"):

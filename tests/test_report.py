@@ -14,7 +14,8 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from synthetic_metrics import PROTOCOL, write_metrics, write_samples
 
-from splam import report
+from splam import claims, report
+from splam.params import Params, compose
 
 FIGURE_NAMES = ["figure2a", "figure2b", "figure2c", "figure3a", "figure3b", "figure4", "figure5"]
 
@@ -24,6 +25,7 @@ def write_report(folder: Path, samples: Path, root: Path) -> None:
     metrics = report.load_metrics(folder)
     report.write_tables(folder, metrics)
     report.write_claims(folder, metrics)
+    report.write_ablations(folder, metrics, Params.model_validate(compose("tiny")))
     report.write_figures(folder, metrics, samples)
     report.write_index(folder, "tiny", root)
 
@@ -108,7 +110,7 @@ def test_an_empty_profile_gets_a_report_that_says_so(tmp_path, root):
     page = (folder / "index.html").read_text()
     assert page.count("Not measured in this profile.") == len(FIGURE_NAMES)
     assert "nothing evaluated" in page
-    assert page.count('class="verdict not-measured"') == 18
+    assert page.count('class="verdict not-measured"') == 18 + len(claims.BY_FID)
     assert "18 not measured" in report.summary_text(folder)
 
 

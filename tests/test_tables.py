@@ -27,7 +27,8 @@ def test_table1_has_its_columns_methods_steps_and_sets(built):
     assert list(table)[:5] == ["method", "dataset", "steps", "fid", "clip_score"]
     methods = {"DDIM", "DPM-Solver", "DPM-Solver++", "LCM*", "LCM (fix w)", "SPLAM (raw input)", "SPLAM (scaled input)"}
     counts = table.dropna(subset=["steps"]).groupby("method")["steps"].agg(list)
-    assert set(counts.index) == methods
+    assert set(counts.index) == methods | {tables.UNDISTILLED}
+    assert counts.pop(tables.UNDISTILLED) == [1, 2, 4], "on unseen combinations alone"
     assert all(steps == [1, 2, 4, 1, 2, 4] for steps in counts)
 
 
@@ -174,13 +175,13 @@ def test_the_teachers_quality_is_shown_for_both_sets_with_their_own_floors(metri
 
 def test_what_stands_beside_fid_is_read_beside_it(built, metrics):
     shown = tables.readable(built["table1"])
-    beside = ["KID", "precision", "recall", "from teacher"]
-    assert list(shown)[list(shown).index("paper's FID") + 1 :][:4] == beside
-    assert list(shown.loc[0, beside]) == ["0.1", "0.5", "0.4", "0.2"]
-    assert "from the teacher's own many-step image" in tables.caption("table1", built["table1"], metrics.protocol)
+    beside = ["FID to teacher", "KID", "precision", "recall", "pixels from teacher"]
+    assert list(shown)[list(shown).index("paper's FID") + 1 :][:5] == beside
+    assert list(shown.loc[0, beside]) == ["1,280", "0.1", "0.5", "0.4", "0.2"]
+    assert "the teacher's own many-step images" in tables.caption("table1", built["table1"], metrics.protocol)
     unpaired = tables.table1(*(frame.assign(paired_distance=math.nan) for frame in (metrics.rows, metrics.floors)))
-    assert "from teacher" not in tables.readable(unpaired)
-    assert "own many-step image" not in tables.caption("table1", unpaired, metrics.protocol)
+    assert "pixels from teacher" not in tables.readable(unpaired)
+    assert "own many-step images" not in tables.caption("table1", unpaired, metrics.protocol)
 
 
 @pytest.mark.parametrize(("value", "text"), [(12345.6, "12,346"), (887.62, "887.6"), (10.06, "10.06"), (math.nan, "")])
