@@ -177,7 +177,7 @@ def test_what_stands_beside_fid_is_read_beside_it(built, metrics):
     shown = tables.readable(built["table1"])
     beside = ["FID to teacher", "KID", "precision", "recall", "pixels from teacher"]
     assert list(shown)[list(shown).index("paper's FID") + 1 :][:5] == beside
-    assert list(shown.loc[0, beside]) == ["1,280", "0.1", "0.5", "0.4", "0.2"]
+    assert list(shown.loc[0, beside]) == ["2,080", "0.1", "0.5", "0.4", "0.2"]
     assert "the teacher's own many-step images" in tables.caption("table1", built["table1"], metrics.protocol)
     unpaired = tables.table1(*(frame.assign(paired_distance=math.nan) for frame in (metrics.rows, metrics.floors)))
     assert "pixels from teacher" not in tables.readable(unpaired)
