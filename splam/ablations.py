@@ -117,18 +117,29 @@ def readable(study: pd.DataFrame) -> pd.DataFrame:
 
 
 def best(study: pd.DataFrame) -> str:
-    """What tuning gave, in a sentence: the number of trials, and the lowest ratio in the most steps."""
+    """What a study gave, in words: its trials, the lowest FIDs in the most steps, and what wins at every step count."""
     trials, steps = study["run"].nunique(), study["steps"].max()
-    measured = study[(study["steps"] == steps) & study["ln_ratio"].notna()]
     count = f"{trials} trial" + "s" * (trials > 1)
-    if measured.empty:
+    if study["ln_ratio"].isna().all():
         return f"{count}, none measured."
-    row = measured.loc[measured["ln_ratio"].idxmin()]
-    name = f"{row['factor']} = {row['value']}"
-    return (
-        f"{count}; lowest FID in {steps} steps beside the reference: {name}, "
-        f"{number(row['fid'])} against {number(row['reference_fid'])} ({row['verdict']})."
-    )
+    found = [count, f"lowest FID in {steps} steps beside the reference: {_lowest(study, steps)}"]
+    if study["teacher_ln_ratio"].notna().any():
+        found.append(f"lowest FID to teacher: {_lowest(study, steps, 'fid_teacher', 'teacher_')}")
+    winners = _winners(study, "verdict"), _winners(study, "teacher_verdict")
+    found += [f"better at every step count by FID: {winners[0]}", f"by FID to teacher: {winners[1]}"]
+    return "; ".join(found) + "."
+
+
+def _lowest(study: pd.DataFrame, steps: int, column: str = "fid", prefix: str = "") -> str:
+    measured = study[(study["steps"] == steps) & study[f"{prefix}ln_ratio"].notna()]
+    row = measured.loc[measured[f"{prefix}ln_ratio"].idxmin()]
+    values = f"{number(row[column])} against {number(row[f'reference_{column}'])}"
+    return f"{row['factor']} = {row['value']}, {values} ({row[f'{prefix}verdict']})"
+
+
+def _winners(study: pd.DataFrame, column: str) -> str:
+    won = study.groupby("run", sort=False)[column].agg(lambda verdicts: (verdicts == BETTER).all())
+    return ", ".join(won.index[won]) or "none"
 
 
 def caption(table: pd.DataFrame, fid_name: str) -> str:

@@ -460,7 +460,7 @@ README_START, README_END = "<!-- results: start -->", "<!-- results: end -->"
 
 
 def readme_block(report_folder: Path) -> str:
-    """The results as README shows them: measured rows of Tables 1 and 2a, and every verdict, in Markdown."""
+    """The results as README shows them: measured rows of Tables 1 and 2a, every verdict, what ablations gave."""
     folder = Path(report_folder)
     metrics = load_metrics(folder)
     built = tables.build_tables(metrics.rows, metrics.latency, metrics.floors)
@@ -470,10 +470,13 @@ def readme_block(report_folder: Path) -> str:
         table = table[table["dataset"] == "unseen"]
         parts += [f"**{tables.TITLES[name]}, unseen combinations**", tables.readable(table).to_markdown(index=False)]
     verdicts = read_claims(folder)
-    shown = verdicts[["id", "claim", "variant", "verdict", "measured"]]
-    measured = [textwrap.shorten(text, 160, placeholder=" …") for text in shown["measured"]]
-    parts += ["**Verdicts on the paper's claims**", shown.assign(measured=measured).to_markdown(index=False)]
-    return "\n\n".join(parts)
+    shown = {name: verdicts[name] for name in ("id", "claim", "variant")}
+    shown["seeds"] = verdicts["seeds"].map(tables.number)
+    shown |= {"verdict": verdicts["verdict"], "by FID to teacher": verdicts["to_teacher_verdict"]}
+    shown["measured"] = [textwrap.shorten(text, 160, placeholder=" …") for text in verdicts["measured"]]
+    parts += ["**Verdicts on the paper's claims**", pd.DataFrame(shown).to_markdown(index=False)]
+    studies = [f"- {view['name']} (reference {view['reference']}): {view['best']}" for view in ablation_views(folder)]
+    return "\n\n".join([*parts, *(["**Ablations**", "\n".join(studies)] if studies else [])])
 
 
 def update_readme(readme: Path, report_folder: Path) -> None:
