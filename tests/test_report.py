@@ -208,9 +208,9 @@ def test_the_notebook_is_clean_and_its_cells_are_short():
 
 
 def test_readme_shows_the_report_in_git():
-    """README's results are the tiny report's, unedited (`python -m splam.report tiny --readme README.md`)."""
+    """README's results are the report's, unedited (`python -m splam.report evidence --readme README.md`)."""
     readme = Path("README.md").read_text()
-    assert f"{report.README_START}\n\n{report.readme_block(Path('reports/tiny'))}\n\n{report.README_END}" in readme
+    assert f"{report.README_START}\n\n{report.readme_block(Path('reports/evidence'))}\n\n{report.README_END}" in readme
 
 
 def test_a_readme_without_markers_is_named(tmp_path, folder):
