@@ -229,9 +229,11 @@ def build_tables(rows: pd.DataFrame, latency: pd.DataFrame, floors: pd.DataFrame
 
 
 def number(value: object, digits: int = 4) -> str:
-    """A number for reading: `digits` significant digits, no exponent; empty if missing."""
+    """A number for reading: `digits` significant digits, no exponent; rounding errors are 0; empty if missing."""
     if value is None or pd.isna(value):
         return ""
+    if abs(value) < 1e-6:
+        return "0"
     return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
