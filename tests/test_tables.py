@@ -184,7 +184,9 @@ def test_what_stands_beside_fid_is_read_beside_it(built, metrics):
     assert "own many-step images" not in tables.caption("table1", unpaired, metrics.protocol)
 
 
-@pytest.mark.parametrize(("value", "text"), [(12345.6, "12,346"), (887.62, "887.6"), (10.06, "10.06"), (1e-11, "0"), (math.nan, "")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(12345.6, "12,346"), (887.62, "887.6"), (10.06, "10.06"), (1e-11, "0"), (math.nan, "")]
+)
 def test_numbers_are_readable(value, text):
     assert tables.number(value) == text
 
