@@ -10,71 +10,65 @@ INSTALLED := $(VENV)/.installed
 # dvc.yaml says `python`: this is the one.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help plan repro evidence studies test lint teacher lock lab bench-gpu clean-scratch
+.PHONY: help plan repro switch evidence test lint teacher lock lab bench-gpu clean-scratch
 help:
 	@echo "make repro [PROFILE=$(PROFILE)]  compose conf/profile/PROFILE.yaml, run the pipeline, write reports/PROFILE"
-	@echo "make evidence             the same with PROFILE=evidence: seeds, ablations, hours; goes on where it was stopped"
-	@echo "make plan [PROFILE=$(PROFILE)]   what a profile still needs and will take, before anything is spent"
-	@echo "make studies              check the metrics, take finished runs apart: reports/studies"
+	@echo "make plan [PROFILE=$(PROFILE)]   what a profile still needs, before anything is spent"
+	@echo "make evidence             the trainings that the claims rest on; goes on where it was stopped"
 	@echo "make test                 run the tests"
 	@echo "make lint                 check the style of code and notebooks"
 	@echo "make lab                  open the notebooks"
-	@echo "make teacher              train the shipped tiny models again (the frozen stages)"
+	@echo "make teacher              train the shipped tiny models again"
 	@echo "make bench-gpu            measure training at Stable Diffusion 1.5's size on this machine's GPU"
-	@echo "make lock                 compile requirements.in to requirements.txt"
-	@echo "make clean-scratch        drop the checkpoints of unfinished trainings"
+	@echo "make lock                 pin the packages of pyproject.toml and requirements.in in requirements.txt"
+	@echo "make clean-scratch        drop checkpoints of unfinished trainings, and latents that are encoded once"
 
 # What the rehearsal profile reads in place of Stable Diffusion, LAION and COCO.
 STAND_INS := build/rehearsal/pipeline/model_index.json
-repro: $(INSTALLED) $(if $(filter rehearsal,$(PROFILE)),$(STAND_INS))
-	@test -e .git || $(BIN)/dvc config --local core.no_scm true
-	@$(BIN)/python -m splam.params $(PROFILE)
-	$(BIN)/dvc repro
-	@$(BIN)/python -m splam.report $(PROFILE)
 
-# Runs whose metrics are in reports/evidence, committed by whichever machine, are not made again (splam.finished).
-evidence:
-	$(MAKE) repro PROFILE=evidence
+repro: $(INSTALLED) $(if $(filter rehearsal,$(PROFILE)),$(STAND_INS)) switch
+	@test -e .git || dvc config --local core.no_scm true
+	@python -m splam.profile $(PROFILE)
+	dvc repro
+	@python -m splam.report $(PROFILE)
 
-# Not part of `make repro`: what they find changes with the metrics and the method, not with every run.
-studies: $(INSTALLED)
-	$(BIN)/python -m splam.stage notebooks/explore/metric_study.ipynb --out build/studies/metric_study.ipynb
-	$(BIN)/python -m splam.stage notebooks/explore/subpath_errors.ipynb --out build/studies/subpath_errors.ipynb
+# Another profile has other stages: what this one left is cleared, and comes back from DVC's cache when it does.
+switch:
+	@grep -qx 'profile: $(PROFILE)' params.yaml || \
+		rm -rf dvc.lock build/executed build/latents build/runs build/teacher_samples build/trajectories
 
 plan: $(INSTALLED)
-	@$(BIN)/python -m splam.plan $(PROFILE)
+	@python -m splam.preflight $(PROFILE)
 
-$(STAND_INS): splam/rehearsal.py | $(INSTALLED)
-	$(BIN)/python -m splam.rehearsal build/rehearsal
+evidence: $(INSTALLED)
+	dvc repro evidence/dvc.yaml
+
+$(STAND_INS): tests/standins/sd.py | $(INSTALLED)
+	python -m tests.standins.sd build/rehearsal
 	@touch $@
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
+	python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 
 lint: $(INSTALLED)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	@find notebooks -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' -exec $(BIN)/nbstripout --verify --keep-id {} +
+	ruff check .
+	ruff format --check .
+	@find . -name '*.ipynb' -not -path './.venv/*' -not -path './build/*' -not -path '*/.ipynb_checkpoints/*' \
+		-exec nbstripout --verify --keep-id {} +
 
-# DVC never runs a frozen stage, even by force, and `dvc freeze` would move the comments of dvc.yaml about:
-# their `frozen: true` lines are taken out for as long as it takes.
 teacher: $(INSTALLED)
-	$(BIN)/python -m splam.params $(PROFILE)
-	$(BIN)/dvc repro data.dvc
-	@stages=$$(awk '/^  [a-z0-9-]+:$$/ {gsub(/[ :]/, ""); stage = $$0} /^ *frozen: true$$/ {print stage}' dvc.yaml); \
-	test -n "$$stages" || { echo "dvc.yaml has no frozen stage"; exit 1; }; \
-	sed -i.frozen '/^ *frozen: true$$/d' dvc.yaml; \
-	trap 'mv dvc.yaml.frozen dvc.yaml' EXIT; trap 'exit 130' INT TERM; \
-	$(BIN)/dvc repro --force --single-item $$stages
-
-lock: $(UV)
-	$(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 requirements.in -o requirements.txt
-
-lab: $(INSTALLED)
-	$(BIN)/jupyter lab
+	dvc repro models/tiny/dvc.yaml
+	cp -r $(addprefix build/world/,vae unet clip card.json samples.png) models/tiny/
 
 bench-gpu: $(INSTALLED)
-	$(BIN)/python -m benchmarks.train_throughput
+	python -m benchmarks.train_throughput
+
+lock: $(UV)
+	$(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+		pyproject.toml requirements.in -o requirements.txt
+
+lab: $(INSTALLED)
+	jupyter lab
 
 clean-scratch:
 	rm -rf build/scratch build/ipython
@@ -87,7 +81,8 @@ $(UV):
 
 # Redone whenever the pinned packages change. Compiled once here, for where Python may not keep bytecode
 # (PYTHONDONTWRITEBYTECODE, as in containers) every process would compile torch and transformers anew: 10 seconds.
-$(INSTALLED): requirements.txt | $(UV)
+$(INSTALLED): requirements.txt pyproject.toml | $(UV)
 	@echo "Installing the packages of requirements.txt into $(VENV): 6 GB, a minute or more."
 	$(UV) pip sync --quiet --compile-bytecode --require-hashes --python $(BIN)/python requirements.txt
+	$(UV) pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python -e .
 	@touch $@

@@ -1,18 +1,14 @@
-"""Run one notebook as one stage of the pipeline; the only `cmd` in dvc.yaml.
+"""Run one notebook as one stage of the pipeline.
 
-    python -m splam.stage notebooks/30_distill.ipynb run=lcm-w3-k20-s0
+    python -m splam.stage notebooks/30_distill.ipynb run=lcm-w3-k20
 
-Identifiers are injected by papermill into the notebook's `parameters` cell, everything else it reads from
-params.yaml. The executed notebook is byte-stable: what differs between two equal runs (times, random ids, progress
-bars on stderr) is not kept. Nothing outlives the stage: the kernel and what `launch` starts die with it.
-
-Every stage pays for importing this module, and so does every kernel: papermill is imported where it is used.
+Papermill puts identifiers into the notebook's `parameters` cell; the rest it reads from params.yaml. What differs
+between two equal runs is not kept. Nothing outlives the stage: its kernel, and what `launch` starts there, die with it.
 """
 
-from __future__ import annotations
-
 import argparse
-import ast
+import ctypes
+import json
 import os
 import re
 import signal
@@ -20,26 +16,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
 
-from splam import warm
-
 ROOT = Path(__file__).resolve().parents[1]
-EXECUTED = Path("build/executed")
 KERNEL_ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),  # this checkout first
     "PYTHONHASHSEED": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "MPLBACKEND": "agg",
     "IPYTHONDIR": str(ROOT / "build/ipython"),  # not the user's own start-up files and history
-    "DIFFUSERS_VERBOSITY": "error",  # the tiny text encoder is a BertModel, which diffusers warns of at every load
+    "DIFFUSERS_VERBOSITY": "error",  # the tiny text encoder is a BertModel, which it warns of at every load
     "TRANSFORMERS_VERBOSITY": "error",
     "PYTHONWARNINGS": "ignore:IProgress not found",  # progress bars are text here, on purpose
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # silences the debugger's warning about frozen modules
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # no warning about frozen modules
 }
 KERNEL_OPTIONS = [
     "--IPKernelApp.capture_fd_output=False",  # what a process started by a cell prints: to the terminal alone
@@ -48,45 +41,33 @@ KERNEL_OPTIONS = [
     "--HistoryManager.enabled=False",
     "--log-level=CRITICAL",  # no "KeyboardInterrupt caught in kernel" where it is shut down
 ]
-SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "fish"}
-START_TIMEOUT = 600  # seconds for a kernel to answer: 60, the default, are too few on a machine busy with other work
-TAIL = 20  # lines of output or traceback quoted in an error
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class StageError(Exception):
-    """A stage that cannot be run, or whose notebook failed; the message is for the person who runs it."""
+    """A stage that cannot be run, or whose notebook failed."""
 
 
-def known_parameters(notebook: Path) -> list[str]:
-    """Names assigned in the notebook's cell tagged `parameters`, in order; empty if there is no such cell."""
+def read_parameters(notebook: Path, assignments: list[str]) -> dict[str, Any]:
+    """`name=value` strings as a dict, the values read as YAML scalars.
+
+    Raises StageError for a name that the notebook's cell tagged `parameters` does not assign.
+    """
     import nbformat
 
     try:
-        cells = nbformat.read(notebook, as_version=4).cells
-        tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-        statements = ast.parse("\n".join(tagged)).body
-    except (ValueError, SyntaxError) as error:
-        raise StageError(f"{notebook.name} or its `parameters` cell cannot be read: {error}") from None
-    names = []
-    for statement in statements:
-        targets = getattr(statement, "targets", [getattr(statement, "target", None)])
-        names += [target.id for target in targets if isinstance(target, ast.Name)]
-    return names
-
-
-def parse_parameters(assignments: list[str], known: list[str]) -> dict[str, Any]:
-    """`name=value` strings as a dict, values read as YAML scalars; a name that is not known is an error."""
+        cells = [c for c in nbformat.read(notebook, 4).cells if "parameters" in c.metadata.get("tags", [])]
+    except (OSError, ValueError) as error:
+        raise StageError(f"{notebook} cannot be read: {error}") from None
+    known = re.findall(r"^(\w+) *[:=]", "\n".join(cell.source for cell in cells), re.MULTILINE)
     parameters = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        if not equals:
-            raise StageError(f"{assignment!r} is not name=value")
+        value = yaml.safe_load(text)
+        if not equals or not isinstance(value, str | int | float | bool):
+            raise StageError(f"{assignment!r} is not name=value, with a string, a number, true or false")
         if name not in known:
             raise StageError(f"unknown parameter {name!r}: the notebook's are {', '.join(known) or 'none'}")
-        value = yaml.safe_load(text)
-        if not isinstance(value, str | int | float | bool):
-            raise StageError(f"{assignment!r}: the value must be a string, a number, true or false")
         parameters[name] = value
     return parameters
 
@@ -101,32 +82,31 @@ def run_notebook(notebook: Path, out: Path, parameters: dict[str, Any], terminal
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    partial_out = out.with_suffix(".failed.ipynb")
     out.parent.mkdir(parents=True, exist_ok=True)
-    progress = Progress(terminal)
-    kept = f"as far as it got: {partial_out}"
+    failed, progress = out.with_suffix(".failed.ipynb"), Progress(terminal)
     try:
         executed = papermill.execute_notebook(
             notebook,
-            partial_out,
+            failed,
             parameters,
             kernel_name="python3",
             language="python",
             progress_bar=False,
+            coalesce_streams=True,  # one piece of stdout a cell, without overwritten (\r) text
             stdout_file=progress,
             stderr_file=progress,
-            start_timeout=START_TIMEOUT,
+            start_timeout=600,  # seconds: 60, the default, are too few on a machine busy with other work
             kernel_manager_class=_kernel_manager_class(),
             cwd=ROOT,
         )
     except PapermillExecutionError as error:
-        lines = ANSI.sub("", "\n".join(error.traceback)).splitlines()[-TAIL:]
+        lines = ANSI.sub("", "\n".join(error.traceback)).splitlines()[-20:]
         where = f"{notebook.name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}"
-        raise StageError("\n".join([where, *lines, kept])) from None
+        raise StageError("\n".join([where, *lines, f"as far as it got: {failed}"])) from None
     except DeadKernelError:
-        raise StageError(f"{notebook.name}: the kernel died (out of memory?)\n{kept}") from None
-    partial_out.write_text(nbformat.writes(normalise(executed)) + "\n")
-    os.replace(partial_out, out)
+        raise StageError(f"{notebook.name}: the kernel died (out of memory?) after {failed}") from None
+    failed.write_text(nbformat.writes(normalise(executed)) + "\n")
+    os.replace(failed, out)
 
 
 def normalise(executed: Any) -> Any:
@@ -138,38 +118,20 @@ def normalise(executed: Any) -> Any:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = _settled(cell.outputs)
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     return executed
 
 
-def _settled(outputs: list[Any]) -> list[Any]:
-    """Outputs without stderr, with neighbouring pieces of stdout joined and overwritten (\\r) text dropped."""
-    kept = []
-    for output in outputs:
-        if output.output_type == "stream" and output.name == "stderr":
-            continue
-        if kept and output.output_type == "stream" == kept[-1].output_type:
-            kept[-1].text += output.text
-        else:
-            kept.append(output)
-    for output in kept:
-        if output.output_type == "stream":
-            output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
-    return kept
-
-
 class Progress:
-    """Passes what a notebook prints on to the terminal.
+    """Passes what a notebook prints on to the terminal, or to a log.
 
-    Where there is no terminal but a log, a line that is being rewritten (a progress bar) is shown every
-    `seconds` and once finished; other lines are all shown.
+    In a log, a line that is being rewritten (a progress bar) is shown every `seconds` and once finished.
     """
 
     def __init__(self, terminal: TextIO, seconds: float = 10.0) -> None:
-        self.terminal = terminal
-        self.seconds = seconds
-        self.line = ""
-        self.shown = -seconds
+        self.terminal, self.seconds = terminal, seconds
+        self.line, self.shown = "", -seconds
+        self.flush = terminal.flush
 
     def write(self, text: str) -> None:
         """Show a piece of output, which may end anywhere in a line."""
@@ -178,47 +140,30 @@ class Progress:
             return
         *ended, self.line = re.split(r"(?<=[\r\n])", self.line + text.replace("\r\n", "\n"))
         for line in ended:
-            self._show(line)
-
-    def _show(self, line: str) -> None:
-        now = time.monotonic()
-        content = ANSI.sub("", line).rstrip()
-        rewritten = line.endswith("\r")
-        if not content or (rewritten and now - self.shown < self.seconds):
-            return
-        self.terminal.write(content + "\n")
-        if rewritten:
-            self.shown = now
-
-    def flush(self) -> None:
-        self.terminal.flush()
+            now, content, rewritten = time.monotonic(), ANSI.sub("", line).rstrip(), line.endswith("\r")
+            if content and not (rewritten and now - self.shown < self.seconds):
+                self.terminal.write(content + "\n")
+                self.shown = now if rewritten else self.shown
 
 
 def _kernel_manager_class() -> type:
-    """A kernel manager that knows one kernel, this interpreter's, whatever kernels the user has installed.
-
-    The two talk encrypted: other users of the machine can reach the kernel's ports.
-    """
+    """A kernel manager that knows one kernel, this interpreter's, whatever kernels the user has installed."""
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
-    from traitlets import default
 
-    command = warm.command("ipykernel_launcher", "-f", "{connection_file}", *KERNEL_OPTIONS)
-    spec = KernelSpec(**{**get_kernel_dict(), "argv": command, "env": KERNEL_ENVIRONMENT})
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", *KERNEL_OPTIONS]
 
     class OwnKernelManager(AsyncKernelManager):
-        kernel_spec = spec
-
-        @default("transport_encryption")
-        def _encrypt(self) -> str:
-            return "auto"
+        kernel_spec = KernelSpec(**{**get_kernel_dict(), "argv": command, "env": KERNEL_ENVIRONMENT})
+        transport_encryption = "auto"  # other users of the machine can reach the kernel's ports
 
     return OwnKernelManager
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Let a notebook show a matplotlib Figure, as the inline backend would, without importing matplotlib for it."""
+    """Called in the kernel: it ends with its stage, and shows a matplotlib Figure without importing matplotlib."""
+    _die_with_parent(signal.SIGKILL, int(os.environ["JPY_PARENT_PID"]))
 
     def png(figure: Any) -> str:
         from IPython.core.pylabtools import print_figure
@@ -231,87 +176,52 @@ def load_ipython_extension(shell: Any) -> None:
 def launch(module: str, *arguments: str, processes: int = 1) -> None:
     """Run `python -m module arguments` from a notebook, as `processes` ranks of torchrun where that is over 1.
 
-    Its output goes to this process's stderr, so that it is seen but not kept in the executed notebook, and it is
-    sent SIGTERM when this process ends, however it ends (on Linux). Raises RuntimeError with the command and its
-    last lines if it fails.
+    Its output goes to this process's stderr, so that it is seen but not kept in the executed notebook. It is sent
+    SIGTERM when this process ends, however it ends (on Linux). Raises RuntimeError with its last lines if it fails.
     """
-    command = warm.command(module, *arguments)
-    if processes > 1:
-        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command = [sys.executable, "-m", *torchrun, "-m", module, *arguments]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", *(torchrun if processes > 1 else []), module, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        preexec_fn=partial(warm.die_with_parent, signal.SIGTERM, os.getpid()),
+        preexec_fn=partial(_die_with_parent, signal.SIGTERM, os.getpid()),
     )
-    try:
-        tail = ""
-        for text in _pieces(process.stdout):
-            sys.stderr.write(text)
-            sys.stderr.flush()
+    tail = ""
+    with process:
+        while piece := process.stdout.read1():  # a progress bar has no line ends to wait for
+            text = piece.decode(errors="replace")
+            print(text, end="", file=sys.stderr, flush=True)
             tail = (tail + text)[-10_000:]
-        code = process.wait()
-    finally:
-        _end(process)
-    if code:
-        lines = [line for line in re.split(r"[\r\n]+", tail) if line.strip()][-TAIL:]
-        shown = " ".join(["python", "-m", *command[command.index(module) :]])
-        raise RuntimeError("\n".join([f"`{shown}` exited with {code}; its last lines:", *lines]))
+    if process.returncode:
+        lines = [line for line in re.split(r"[\r\n]+", tail) if line.strip()][-20:]
+        shown = f"`{' '.join(['python', '-m', module, *arguments])}` exited with {process.returncode}"
+        raise RuntimeError("\n".join([f"{shown}; its last lines:", *lines]))
 
 
-def _pieces(stream: Any) -> Iterator[str]:
-    """What a pipe holds as soon as it holds it: a progress bar has no line ends to wait for."""
-    while data := stream.read1():
-        yield data.decode(errors="replace")
+def _die_with_parent(number: int, parent: int) -> None:
+    """Have this process sent a signal when process `parent`, which started it, ends, even by SIGKILL (on Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, int(number))  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
 
 
-def _end(process: subprocess.Popen) -> None:
-    """See a child off that an interrupt left running: politely first, since it may want to save a checkpoint."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    process.stdout.close()
-
-
-def _belong_to_dvc() -> None:
-    """Under DVC, end when it ends: killed, it would leave its stages (its children, or its shell's) running.
-
-    All stages of one dvc process share a warm server.
-    """
+def _die_with_dvc() -> None:
+    """Under DVC, end when it ends: killed, it would leave the shell that it runs a command in, and this stage."""
     if "DVC_STAGE" not in os.environ:
         return
     import psutil
 
-    stage = psutil.Process()
-    line = [stage, *stage.parents()[:2]]
-    if line[1].name() not in SHELLS:  # the shell has replaced itself by the stage: dvc is the parent
-        line = line[:2]
-    parents = [process.pid for process in line[1:]]
+    ours = [p for p in psutil.Process().parents() if os.getsid(p.pid) == os.getsid(0) and not p.name().endswith("sh")]
 
     def watch() -> None:
-        try:
-            while [process.ppid() for process in line[:-1]] == parents:
-                time.sleep(0.5)
-        finally:
-            os._exit(1)
+        if ours:  # else it has ended already
+            ours[0].wait()
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    if sys.platform == "linux":
-        os.environ[warm.VARIABLE] = str(warm.start_server(parents[-1], KERNEL_ENVIRONMENT))
-
-
-def default_out(notebook: Path, parameters: dict[str, Any]) -> Path:
-    """build/executed/<notebook>[-<value of the first parameter that is not a path>].ipynb."""
-    names = [str(value) for value in parameters.values() if "/" not in str(value)]
-    return ROOT / EXECUTED / ("-".join([notebook.stem, *names[:1]]) + ".ipynb")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -319,17 +229,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m splam.stage", description=__doc__.splitlines()[0])
     parser.add_argument("notebook", type=Path)
     parser.add_argument("assignments", nargs="*", metavar="name=value", help="identifiers for the `parameters` cell")
-    parser.add_argument("--out", type=Path, help="default: build/executed/NOTEBOOK[-VALUE].ipynb")
+    parser.add_argument("--out", type=Path, help="default: build/executed/NOTEBOOK[-FIRST VALUE].ipynb")
     options = parser.parse_intermixed_args(arguments)
-    _belong_to_dvc()
+    _die_with_dvc()
     start = time.monotonic()
     label = " ".join([options.notebook.stem, *options.assignments])
     try:
-        if not options.notebook.is_file():
-            raise StageError(f"there is no notebook {options.notebook}")
         notebook = options.notebook.resolve()
-        parameters = parse_parameters(options.assignments, known_parameters(notebook))
-        out = options.out.resolve() if options.out else default_out(notebook, parameters)
+        parameters = read_parameters(notebook, options.assignments)
+        name = "-".join([notebook.stem, *[str(v) for v in parameters.values() if "/" not in str(v)][:1]])
+        out = options.out.resolve() if options.out else ROOT / f"build/executed/{name}.ipynb"
         if out == notebook:
             raise StageError(f"--out {options.out} is the notebook itself")
         run_notebook(notebook, out, parameters, sys.stdout)
@@ -339,7 +248,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{label} interrupted", file=sys.stderr)
         return 130
-    print(f"{label}: {time.monotonic() - start:.0f} s", flush=True)
+    seconds = round(time.monotonic() - start, 1)
+    times = ROOT / "build/times"
+    times.mkdir(parents=True, exist_ok=True)
+    (times / f"{out.stem}.json").write_text(json.dumps({"seconds": seconds}) + "\n")
+    print(f"{label}: {seconds:.0f} s", flush=True)
     return 0
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from splam.models import Teacher, assemble_tiny, load_teacher, tiny_scheduler
-from splam.rehearsal import write_coco, write_laion
-from splam.schedule import Schedule
+from splam.method.schedule import Schedule
+from splam.networks.teacher import Teacher, assemble_tiny, load_teacher, tiny_scheduler
+from tests.standins.sd import write_coco, write_laion
 
 
 @pytest.fixture
@@ -31,6 +30,8 @@ def generator() -> torch.Generator:
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory) -> Path:
     """A diffusers pipeline with random weights, of the tiny world's classes: 32-pixel images, latents (4, 8, 8)."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
     models, folder = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("teacher") / "pipeline"
     torch.manual_seed(0)
     vae = AutoencoderKL(
@@ -56,7 +57,7 @@ def teacher_folder(tmp_path_factory) -> Path:
     )
     for name, model in {"vae": vae, "unet": unet}.items():
         model.save_pretrained(models / name)
-    assemble_tiny(folder, tokens=8, models=models)
+    assemble_tiny(folder, models=models)
     return folder
 
 

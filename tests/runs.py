@@ -1,33 +1,37 @@
 """Small runs for tests of training, and a fake stream of images."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from splam.params import ResolvedRun, Run, Training, Trajectories
+from splam.config import Run, Trajectories
 
 SETTINGS = Trajectories(guidance_scales=[3], draws=1, steps=5, batch_size=1, empty_captions=0.25)
+TRAINING = {
+    "iterations": 4,
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "lr_warmup_steps": 0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "ema_decay": 0.9,
+    "loss": "huber",
+    "bf16": False,
+    "checkpoint_seconds": 60,
+    "condition_width": 8,
+    "lora_rank": 2,
+    "source": "data",
+}
 
 
-def small_run(method: str = "splam", skip: int = 40, seed: int = 5, **training) -> ResolvedRun:
+def small_run(
+    method: str = "splam", skip: int = 40, seed: int = 5, training: dict[str, Any] | None = None, **run
+) -> Run:
     """A run with multiple estimation of k = 40, a global batch of 4, and whatever else is asked for."""
-    run = Run(method=method, guidance_scale=3, skip=skip, multiple_estimation=True, input_scaling="unit_variance")
-    settings = {
-        "iterations": 4,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "warmup": 0,
-        "weight_decay": 0.0,
-        "gradient_norm": 1.0,
-        "ema_decay": 0.9,
-        "loss": "huber",
-        "bf16": False,
-        "checkpoint_seconds": 60,
-        "condition_width": 8,
-        "lora_rank": 2,
-        "source": "online",
-    }
-    return ResolvedRun("run-s0", "run", seed, run, Training(**{**settings, **training}))
+    facts = {"name": "run", "seed": seed, "method": method, "guidance_scale": 3, "skip": skip}
+    facts |= {"multiple_estimation": True, "input_scaling": "unit_variance", "training": TRAINING | (training or {})}
+    return Run(**{**facts, **run})
 
 
 @dataclass

@@ -1,8 +1,10 @@
 """The stage wrapper: what it refuses, what it keeps, what it shows, and that it leaves nothing running."""
 
 import io
+import json
 import os
-import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -31,63 +33,60 @@ def notebook(tmp_path):
     return write
 
 
-def test_unknown_parameter_is_named_with_the_known_ones(notebook, tmp_path, capsys):
-    assert stage.main([str(notebook()), "runs=b", "--out", str(tmp_path / "out.ipynb")]) == 1
-    assert "unknown parameter 'runs': the notebook's are run, scale" in capsys.readouterr().err
-    assert not (tmp_path / "out.ipynb").exists()
-
-
-@pytest.mark.parametrize("assignment, complaint", [("run", "not name=value"), ("run=[1, 2]", "must be a string")])
-def test_malformed_parameter(assignment, complaint):
-    with pytest.raises(stage.StageError, match=complaint):
-        stage.parse_parameters([assignment], ["run"])
-
-
-def test_values_are_yaml_scalars():
-    parsed = stage.parse_parameters(["run=lcm-w3-k20-s0", "scale=3", "fast=true"], ["run", "scale", "fast"])
-    assert parsed == {"run": "lcm-w3-k20-s0", "scale": 3, "fast": True}
+@pytest.mark.parametrize(
+    ("assignment", "complaint"),
+    [
+        ("runs=b", "unknown parameter 'runs': the notebook's are run, scale"),
+        ("run", "'run' is not name=value"),
+        ("run=[1, 2]", "is not name=value, with a string, a number, true or false"),
+    ],
+)
+def test_a_wrong_parameter_is_named_and_nothing_runs(notebook, tmp_path, capsys, assignment, complaint):
+    assert stage.main([str(notebook()), assignment, "--out", str(tmp_path / "out.ipynb")]) == 1
+    assert complaint in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_missing_and_unreadable_notebooks_are_named(tmp_path, capsys):
     broken = tmp_path / "broken.ipynb"
     broken.write_text("{")
-    assert [stage.main([str(tmp_path / "none.ipynb")]), stage.main([str(broken)])] == [1, 1]
+    assert [stage.main([str(path)]) for path in (tmp_path / "none.ipynb", broken)] == [1, 1]
     error = capsys.readouterr().err
-    assert f"there is no notebook {tmp_path / 'none.ipynb'}" in error and "broken.ipynb" in error
+    assert "none.ipynb cannot be read" in error and "broken.ipynb cannot be read" in error
 
 
-@pytest.mark.parametrize(
-    "parameters, name",
-    [
-        ({"metrics": "a/b", "run": "lcm-s0", "c": 1}, "30_distill-lcm-s0"),
-        ({"metrics": "a/b"}, "30_distill"),
-        ({"w": 7.5}, "30_distill-7.5"),
-    ],
-)
-def test_default_output_carries_the_first_value_that_is_no_path(parameters, name):
-    expected = stage.ROOT / f"build/executed/{name}.ipynb"
-    assert stage.default_out(Path("notebooks/30_distill.ipynb"), parameters) == expected
-
-
-def test_two_executions_give_the_same_bytes_and_progress_is_seen(notebook, tmp_path, capsys):
+def test_two_executions_give_the_same_bytes_and_progress_is_seen(notebook, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(stage, "ROOT", tmp_path)
     path = notebook(
         "import os, sys, time\nfrom tqdm import tqdm\n"
         "print(run, scale, os.getcwd(), os.environ['PYTHONHASHSEED'], sys.executable)\n"
         "for _ in tqdm(range(2), desc='in the cell'):\n    time.sleep(0.01)",
+        "print('a\\rb')",
         "from matplotlib.figure import Figure\nfrom splam.stage import launch\n"
         "launch('timeit', '-n1', '-r1', 'import tqdm; list(tqdm.tqdm(range(2), desc=\"in a process\"))')\n"
         "figure = Figure()\nfigure.add_subplot()\nfigure",
     )
     outs = [tmp_path / "made" / f"{i}.ipynb" for i in range(2)]
     for out in outs:
-        assert stage.main([str(path), "--out", str(out), "run=b"]) == 0
+        assert stage.main([str(path), "--out", str(out), "run=b", "scale=2.5"]) == 0
     first, second = (out.read_bytes() for out in outs)
     assert first == second
     assert sorted(outs[0].parent.iterdir()) == outs  # neither temporary nor failed files
-    assert f"b 3 {stage.ROOT} 0 {sys.executable}" in first.decode()
+    stdout = [cell.outputs[0].text for cell in nbformat.reads(first.decode(), 4).cells[-3:-1]]
+    assert stdout == [f"b 2.5 {tmp_path} 0 {sys.executable}\n", "b\n"]
     assert b"image/png" in first and b"100%" not in first and b"papermill" not in first
     seen = capsys.readouterr().out
     assert "in the cell: 100%" in seen and "in a process: 100%" in seen
+    assert json.loads((tmp_path / "build/times/1.json").read_text())["seconds"] > 0
+
+
+def test_the_first_value_that_is_no_path_names_the_output(notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "ROOT", tmp_path)
+    written = []
+    monkeypatch.setattr(stage, "run_notebook", lambda notebook, out, *_: written.append(out.name))
+    for assignments in (["run=a/b", "scale=7.5"], ["run=lcm", "scale=3"], []):
+        assert stage.main([str(notebook()), *assignments]) == 0
+    assert written == ["notebook-7.5.ipynb", "notebook-lcm.ipynb", "notebook.ipynb"]
 
 
 def test_failing_cell_keeps_what_was_done_and_tells_where(notebook, tmp_path, capsys):
@@ -100,26 +99,38 @@ def test_failing_cell_keeps_what_was_done_and_tells_where(notebook, tmp_path, ca
     assert "so far" in (tmp_path / "out.failed.ipynb").read_text()
 
 
-def is_fork(process: psutil.Process) -> bool:
-    """Whether a process was forked by the warm server; it bears the server's command line."""
-    return "--serve" in process.cmdline() and "--serve" in process.parent().cmdline()
+def test_another_checkout_on_pythonpath_does_not_win(notebook, tmp_path):
+    other = tmp_path / "other/splam"
+    shutil.copytree(stage.ROOT / "splam", other, ignore=shutil.ignore_patterns("*.csv", "__pycache__"))
+    path = notebook("import splam.stage\nprint(splam.stage.__file__)")
+    command = [sys.executable, "-m", "splam.stage", str(path), "--out", str(tmp_path / "out.ipynb")]
+    subprocess.run(command, cwd=stage.ROOT, env=os.environ | {"PYTHONPATH": str(other.parent)}, check=True)
+    assert str(stage.ROOT / "splam/stage.py") in (tmp_path / "out.ipynb").read_text()
 
 
-@pytest.mark.parametrize("victim", ["stage", "dvc"])
-def test_killed_leaves_no_process_behind(notebook, tmp_path, victim):
-    asleep = tmp_path / "asleep"
+@pytest.mark.parametrize(("victim", "shell"), [("stage", "/bin/sh"), ("dvc", "/bin/sh"), ("group", "/bin/bash")])
+def test_killed_leaves_no_process_behind(notebook, tmp_path, victim, shell):
+    asleep, git = tmp_path / "asleep", tmp_path / "git"
     sleep = SLEEP.format(str(asleep))
     path = notebook(f"from splam.stage import launch\nlaunch('timeit', '-n1', '-r1', {sleep!r})")
-    command = [sys.executable, "-m", "splam.stage", str(path), "--out", str(tmp_path / "out.ipynb")]
-    dvc = f"import os; os.system({shlex.join(command) + '; true'!r})"  # it runs its stages through a shell
-    started = subprocess.Popen([sys.executable, "-c", dvc], cwd=stage.ROOT, env={**os.environ, "DVC_STAGE": "distill"})
+    git.mkdir()
+    (git / "dvc.yaml").write_text(
+        f"stages:\n  a:\n    cmd: {sys.executable} -m splam.stage {path} --out ../out.ipynb\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(stage.ROOT), "SHELL": shell}
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "-q", "--no-scm"], cwd=git, check=True)
+    started = subprocess.Popen([*dvc, "repro"], cwd=git, env=environment, start_new_session=True)
     deadline = time.monotonic() + 120
     while not asleep.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     family = [p for p in psutil.Process(started.pid).children(recursive=True) if p.status() != "zombie"]
-    assert asleep.exists() and sum(is_fork(process) for process in family) == 2, "kernel and trainer were not started"
-    stages = [process for process in family if "splam.stage" in process.cmdline()]  # in the shell's it is a part
-    (started if victim == "dvc" else stages[0]).kill()
+    (stage_process,) = [p for p in family if "splam.stage" in p.cmdline()]
+    assert any("ipykernel_launcher" in p.cmdline() for p in family) and any("timeit" in p.cmdline() for p in family)
+    if victim == "group":
+        os.killpg(started.pid, signal.SIGKILL)
+    else:
+        (stage_process if victim == "stage" else started).kill()
     started.wait(timeout=60)
     assert psutil.wait_procs(family, timeout=10)[1] == []
 
@@ -144,16 +155,3 @@ def test_terminal_gets_every_refresh_of_a_bar():
     terminal.isatty = lambda: True
     stage.Progress(terminal).write("\r 1%\r 2%")
     assert terminal.getvalue() == "\r 1%\r 2%"
-
-
-def test_stdout_is_joined_and_overwritten_text_dropped():
-    stream = [nbformat.v4.new_output("stream", name=n, text=t) for n, t in [("stdout", "a\rb"), ("stdout", "c\nd")]]
-    noise = nbformat.v4.new_output("stream", name="stderr", text="12:30 warning")
-    cell = nbformat.v4.new_code_cell("", outputs=[stream[0], noise, stream[1]])
-    executed = stage.normalise(nbformat.v4.new_notebook(cells=[cell]))
-    assert [output.text for output in executed.cells[0].outputs] == ["bc\nd"]
-
-
-def test_importing_the_wrapper_is_light():
-    code = "import sys, splam.stage; print([m for m in ('torch', 'papermill', 'matplotlib') if m in sys.modules])"
-    assert subprocess.check_output([sys.executable, "-c", code], cwd=stage.ROOT, text=True).strip() == "[]"

@@ -6,9 +6,6 @@ The two must not be compared. Which 30,000 captions they are is a file of its ow
 draw, which is named as such wherever a number is quoted.
 """
 
-from __future__ import annotations
-
-import csv
 import json
 import random
 from collections.abc import Iterator
@@ -16,15 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import pandas as pd
+from PIL import Image
 
-from splam.data.images import batched, square
-from splam.data.laion import DataError
-from splam.params import CocoData
+from splam.config import ROOT, CocoData
+from splam.data.images import DataError, batched, square
 
 SPLITS = {"coco30k": "val2014", "coco5k": "val2017"}
-ARCHIVES = {"val2014": ("val2014.zip", "annotations_trainval2014.zip")}
-ARCHIVES |= {"val2017": ("val2017.zip", "annotations_trainval2017.zip")}
 SIZE = 256  # pixels of both protocols
 
 
@@ -48,35 +43,26 @@ class Prompts:
 def load_coco(folder: Path, split: str) -> Coco:
     """Read the annotations of "val2014" or "val2017" and find its images.
 
-    Raises DataError, naming all that is missing and the archives it comes in.
+    Raises DataError, naming what is missing and the archives it comes in.
     """
-    annotations = folder / "annotations" / f"captions_{split}.json"
-    if not annotations.is_file():
-        raise DataError(_missing(folder, split, [f"annotations/{annotations.name}"], not (folder / split).is_dir()))
-    try:
-        content = json.loads(annotations.read_text())
-        names = {entry["id"]: entry["file_name"] for entry in content["images"]}
-        captions: dict[int, list[str]] = {number: [] for number in sorted(names)}
-        for entry in sorted(content["annotations"], key=lambda entry: entry["id"]):
-            captions[entry["image_id"]].append(" ".join(entry["caption"].split()))
-    except (ValueError, KeyError, TypeError) as error:
-        archive = ARCHIVES[split][1]
-        raise DataError(f"{annotations} is no caption file of COCO ({error!r}): unpack {archive} again") from None
-    present = {path.name for path in (folder / split).glob("*.jpg")}
-    if missing := [f"{split}/{name}" for name in sorted(names.values()) if name not in present]:
-        raise DataError(_missing(folder, split, missing))
-    return Coco({number: folder / split / names[number] for number in captions}, captions)
-
-
-def _missing(folder: Path, split: str, names: list[str], images_too: bool = False) -> str:
-    """The one error of an incomplete folder."""
-    names = [*names, *([f"all of {split}/"] if images_too else [])]
-    listed = ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
-    images, annotations = ARCHIVES[split]
-    return (
-        f"data.coco.folder = {folder} lacks {listed}. They come in cocodataset.org's {images} ({split}/) and "
-        f"{annotations} (annotations/): unpack both there"
-    )
+    images, annotations = ROOT / folder / split, ROOT / folder / "annotations" / f"captions_{split}.json"
+    archives = f"{split}.zip and annotations_trainval{split[3:]}.zip"
+    missing, names, captions = [f"annotations/{annotations.name}"], {}, {}
+    if annotations.is_file():
+        try:
+            content = json.loads(annotations.read_text())
+            names = {entry["id"]: entry["file_name"] for entry in content["images"]}
+            captions = {number: [] for number in sorted(names)}
+            for entry in sorted(content["annotations"], key=lambda entry: entry["id"]):
+                captions[entry["image_id"]].append(" ".join(entry["caption"].split()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{annotations} is no caption file of COCO ({error!r}): unpack {archives} again") from None
+        present = {path.name for path in images.glob("*.jpg")}
+        missing = [f"{split}/{name}" for name in sorted(names.values()) if name not in present]
+    if missing:
+        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5:,} more" if len(missing) > 5 else "")
+        raise DataError(f"data.coco.folder = {folder} lacks {listed}: unpack cocodataset.org's {archives} there")
+    return Coco({number: images / names[number] for number in captions}, captions)
 
 
 def coco_prompts(coco: Coco, name: str, settings: CocoData) -> Prompts:
@@ -87,11 +73,11 @@ def coco_prompts(coco: Coco, name: str, settings: CocoData) -> Prompts:
     """
     file = settings.captions_30k if name == "coco30k" else settings.captions_5k
     if file is None:
-        source = random.Random(f"{name}/{settings.seed}")
+        source = random.Random(f"{name}/0")
         described = [number for number, texts in coco.captions.items() if texts]
         ids = source.sample(described, len(described))
         return Prompts(f"{name}-seeded-draw", [source.choice(coco.captions[number]) for number in ids], ids)
-    captions, ids = read_captions(Path(file))
+    captions, ids = read_captions(ROOT / file)
     if ids is None:
         owners = {_plain(text): number for number, texts in coco.captions.items() for text in texts}
         ids = [owners.get(_plain(caption), -1) for caption in captions]
@@ -108,43 +94,36 @@ def _plain(caption: str) -> str:
 
 
 def read_captions(path: Path) -> tuple[list[str], list[int] | None]:
-    """A caption list: .json (a list of captions), .csv or .tsv with columns caption and, if known, image_id, or text.
+    """The captions of a list, and the ids of their images, None where it has none.
 
-    Text holds one caption a line. Returns the captions and the image ids, None where there are none. Raises DataError
-    for a file that is missing, not of its form, or has empty captions.
+    A list is .json (of captions), .csv or .tsv with columns caption and perhaps image_id, or text, a caption a line.
+    Raises DataError for a file that is missing, not of its form, or has empty captions.
     """
     if not path.is_file():
         raise DataError(f"caption list {path} does not exist: correct data.coco.captions_30k or captions_5k")
-    ids = None
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            captions = json.loads(text)
-        elif path.suffix in (".csv", ".tsv"):
-            rows = list(csv.DictReader(text.splitlines(), delimiter="," if path.suffix == ".csv" else "\t"))
-            captions = [row["caption"] for row in rows]
-            ids = [int(row["image_id"]) for row in rows] if rows and "image_id" in rows[0] else None
+        if separator := {".csv": ",", ".tsv": "\t"}.get(path.suffix):
+            table = pd.read_csv(path, sep=separator, keep_default_na=False)
         else:
-            captions = text.splitlines()
-        captions = [" ".join(caption.split()) for caption in captions]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            text = path.read_text(encoding="utf-8")
+            table = pd.DataFrame({"caption": json.loads(text) if path.suffix == ".json" else text.splitlines()})
+        captions = [" ".join(caption.split()) for caption in table["caption"]]
+        ids = table["image_id"].astype(int).tolist() if "image_id" in table else None
+    except (ValueError, KeyError, AttributeError) as error:
         raise DataError(f"caption list {path} is not a list of captions ({error!r})") from None
-    if empty := [i + 1 for i, caption in enumerate(captions) if not caption]:
-        raise DataError(f"caption list {path} has {len(empty)} empty captions, the first is number {empty[0]}")
+    if "" in captions:
+        raise DataError(f"caption list {path} has empty captions, the first is number {captions.index('') + 1}")
     return captions, ids
 
 
-def coco_images(coco: Coco, size: int, ids: list[int] | None = None, batch_size: int = 250) -> Iterator[np.ndarray]:
-    """Images by id, all by default: centre crop, Lanczos to `size`, batches uint8 (b, size, size, 3).
-
-    Raises DataError for a broken file.
-    """
-    return batched((_image(coco.images[i], size) for i in (coco.images if ids is None else ids)), batch_size)
+def coco_images(coco: Coco, size: int, ids: list[int] | None = None) -> Iterator[np.ndarray]:
+    """Images by id, all by default, `square`: batches uint8 (b, size, size, 3). Raises DataError for a broken file."""
+    return batched(_image(coco.images[i], size) for i in (coco.images if ids is None else ids))
 
 
 def _image(path: Path, size: int) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return square(image, size)
-    except (OSError, UnidentifiedImageError) as error:
+    except OSError as error:
         raise DataError(f"{path} is broken ({error}): unpack it again from COCO's archive") from None

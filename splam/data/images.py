@@ -1,35 +1,39 @@
-"""From encoded files to square images: the one way of cropping and resizing that all real data goes through."""
+"""From encoded files to square images, the same crop and resize for all real data; and hashes that name arrays."""
 
-from __future__ import annotations
-
+import hashlib
 import io
+import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
+
+
+class DataError(ValueError):
+    """Data that cannot be used as it is; the message names the file and the remedy."""
 
 
 def square(image: Image.Image, size: int, across: float = 0.5, down: float = 0.5) -> np.ndarray:
-    """Crop the largest square and resize it to `size` pixels (PIL's antialiased Lanczos): uint8 (size, size, 3).
+    """Crop the largest square and resize it to `size` pixels by PIL's antialiased Lanczos: uint8 (size, size, 3).
 
-    across, down: where in the free room along the longer side the square lies, 0 to 1; 0.5 is the centre. Cropping
-    first and resizing then is the same as resizing the shorter side and cropping, but for the filter at the border.
+    across, down: where the square lies along the longer side, 0 to 1; 0.5 is the centre.
     """
     side = min(image.size)
     left, top = round((image.width - side) * across), round((image.height - side) * down)
     whole = image.convert("RGB")  # decodes: a broken file raises here
-    box = (left, top, left + side, top + side)
-    return np.asarray(whole.resize((size, size), Image.Resampling.LANCZOS, box=box))
+    return np.asarray(whole.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)))
 
 
 def decode(data: bytes, size: int, across: float = 0.5, down: float = 0.5) -> np.ndarray:
-    """`square` of an encoded image (JPEG, PNG, WebP). Raises OSError or another of PIL's errors where it is broken."""
+    """`square` of an encoded image (JPEG, PNG, WebP). Raises OSError or another of PIL's errors if it is broken."""
     with Image.open(io.BytesIO(data)) as image:
         return square(image, size, across, down)
 
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Images uint8 (n, h, w, 3) at `size` pixels by `square`; those that have that size already are returned as is."""
+    """Images uint8 (n, h, w, 3) at `size` pixels by `square`; returned as they are if they have that size."""
     if images.shape[1:3] == (size, size):
         return images
     return np.stack([square(Image.fromarray(image), size) for image in images])
@@ -37,11 +41,38 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
 
 def batched(images: Iterable[np.ndarray], batch_size: int = 250) -> Iterator[np.ndarray]:
     """Single images uint8 (h, w, 3) stacked into batches of at most `batch_size`."""
-    batch: list[np.ndarray] = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == batch_size:
-            yield np.stack(batch)
-            batch = []
-    if batch:
+    source = iter(images)
+    while batch := list(itertools.islice(source, batch_size)):
         yield np.stack(batch)
+
+
+def to_pixels(images: np.ndarray) -> Tensor:
+    """Images uint8 (n, h, w, 3) to pixels float32 (n, 3, h, w) in [-1, 1]."""
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def array_hash(array: np.ndarray) -> str:
+    """16 hexadecimal digits that identify an array by shape, dtype and content, to name a reference set."""
+    running = RunningHash(len(array))
+    running.update(array)
+    return running.digits()
+
+
+class RunningHash:
+    """`array_hash` of an array of `count` rows that is seen a few rows at a time."""
+
+    def __init__(self, count: int):
+        self.count, self.rows, self.state = count, 0, None
+
+    def update(self, array: np.ndarray) -> None:
+        """Take in the next rows (n, ...), all of one shape and dtype."""
+        if self.state is None:
+            self.state = hashlib.sha256(f"{(self.count, *array.shape[1:])} {array.dtype.str} ".encode())
+        self.state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        self.rows += len(array)
+
+    def digits(self) -> str:
+        """The hash. Raises ValueError if not all rows were seen."""
+        if self.state is None or self.rows != self.count:
+            raise ValueError(f"{self.rows} rows were hashed, not the {self.count} that were announced")
+        return self.state.hexdigest()[:16]

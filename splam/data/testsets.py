@@ -1,11 +1,9 @@
-"""Test sets behind one interface: what is drawn, what it is measured against, whatever the data.
+"""Test sets behind one interface: what is drawn and what it is measured against, whatever the data.
 
 "unseen" and "seen" are the two datasets of the tables. In the tiny world they are combinations of glyph and colour, and
 the first images of the unseen set are the smaller set of Table 2b. At Stable Diffusion's size unseen is coco30k,
 "unseen-small" coco5k with images and captions of its own, and seen the split of LAION that is never trained on.
 """
-
-from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
@@ -15,16 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from splam.config import EmojiData, LaionData, Params
 from splam.data import emoji
-from splam.data.coco import SIZE, SPLITS, Coco, Prompts, coco_images, coco_prompts, load_coco
-from splam.data.images import batched, resize
-from splam.data.laion import DataError, LaionStream, expand_shards, held_out_captions, held_out_images, write_held_out
-from splam.data.manifest import build_manifest, check_manifest, load_manifest, save_manifest
-from splam.params import EmojiData, LaionData, Params
+from splam.data.coco import SIZE, SPLITS, Prompts, coco_images, coco_prompts, load_coco
+from splam.data.images import DataError, batched, resize
+from splam.data.manifest import build_manifest, check_manifest
+from splam.data.shards import LaionStream, expand_shards, held_out_captions, held_out_images, write_held_out
 
 PROTOCOLS = {"unseen": "coco30k", "unseen-small": "coco5k"}
-BATCH = 250  # images
-HASHES = Path("build/scratch/shard-hashes.json")  # a cache: no shard that has not been touched is hashed twice
 
 
 @dataclass(frozen=True)
@@ -60,76 +56,67 @@ def image_count(params: Params, dataset: str) -> int:
 def held_out_set(data: EmojiData | LaionData, folder: Path, dataset: str, count: int) -> HeldOut:
     """The test set of a dataset with `count` prompts; folder: what the data stage wrote.
 
-    Raises DataError or ValueError where there are not so many.
+    Raises DataError or ValueError if there are not so many.
     """
     if dataset not in dataset_names(data):
         raise ValueError(f"dataset {dataset!r}: data of kind {data.kind} has {', '.join(dataset_names(data))}")
     if data.kind == "emoji":
-        return emoji_set(folder, dataset, count)
-    if dataset == "seen":
-        return laion_set(data, folder / "seen.tar", count)
-    return coco_set(data, folder, PROTOCOLS[dataset], count)
+        held_out = _emoji_set(folder, dataset, count)
+    else:
+        held_out = _laion_set(data, folder, count) if dataset == "seen" else _coco_set(data, folder, dataset, count)
+    if len(held_out.prompts) < count or not held_out.reference_count:
+        raise DataError(
+            f"{held_out.protocol} has {len(held_out.prompts):,} prompts and {held_out.reference_count:,} references, "
+            f"{count:,} prompts are asked for: lower the images that evaluation draws"
+        )
+    return held_out
 
 
-def emoji_set(folder: Path, dataset: str, count: int) -> HeldOut:
+def _emoji_set(folder: Path, dataset: str, count: int) -> HeldOut:
     """Combinations of glyph and colour, captions of all levels in equal shares; the rest are references."""
     split = emoji.Split.load(folder / dataset)
-    if len(split) <= count:
-        raise ValueError(f"dataset {dataset!r} has {len(split)} images, evaluation.images asks for {count} beside refs")
-    drawn = emoji.Split(*(part[:count] for part in (split.images, split.glyph, split.colour)))
+    drawn, rest = split[:count], split[count:]
 
     def real(size: int) -> Iterator[np.ndarray]:
-        return (resize(np.asarray(drawn.images[i : i + BATCH]), size) for i in range(0, count, BATCH))
+        return (resize(images, size) for images in batched(drawn.images))
 
-    prompts = drawn.captions(np.arange(count) % len(emoji.LEVELS))
-    references = split.images[count:]
-    return HeldOut(
-        f"emoji-{dataset}", prompts, emoji.SIZE, len(references), lambda: iter([np.asarray(references)]), real, True
-    )
+    prompts = drawn.captions(np.arange(len(drawn)) % len(emoji.LEVELS))
+    references = partial(batched, rest.images, max(len(rest), 1))
+    return HeldOut(f"emoji-{dataset}", prompts, emoji.SIZE, len(rest), references, real, True)
 
 
-def coco_set(data: LaionData, folder: Path, name: str, count: int) -> HeldOut:
+def _coco_set(data: LaionData, folder: Path, dataset: str, count: int) -> HeldOut:
     """The first `count` captions of coco30k or coco5k against all images of its validation set."""
-    coco, prompts = load_coco(Path(data.coco.folder), SPLITS[name]), _load_prompts(folder, name)
-    if len(prompts.captions) < count:
-        raise DataError(
-            f"{prompts.protocol} has {len(prompts.captions):,} captions, {count:,} are asked for: lower "
-            "evaluation.images and evaluation.small_images, or give a longer list"
-        )
-    size = data.coco.image_size
-    protocol = (
-        prompts.protocol if size == SIZE else f"{prompts.protocol}-at-{size}"
-    )  # of another size: another protocol
-    ids = prompts.image_ids[:count]
-    references = partial(coco_images, coco, size, None, BATCH)
-    real = partial(_coco_real, coco, ids)
+    name, size = PROTOCOLS[dataset], data.coco.image_size
+    coco, prompts = load_coco(Path(data.coco.folder), SPLITS[name]), _prompts(folder, name)
+    protocol = prompts.protocol + ("" if size == SIZE else f"-at-{size}")  # of another size: another protocol
+    references, real = partial(coco_images, coco, size), partial(coco_images, coco, ids=prompts.image_ids[:count])
     return HeldOut(protocol, prompts.captions[:count], size, len(coco.images), references, real, False)
 
 
-def _coco_real(coco: Coco, ids: list[int], size: int) -> Iterator[np.ndarray]:
-    return coco_images(coco, size, ids, BATCH)
-
-
-def laion_set(data: LaionData, shard: Path, count: int) -> HeldOut:
+def _laion_set(data: LaionData, folder: Path, count: int) -> HeldOut:
     """The first `count` samples of our own held-out split against its second half; measured as COCO is."""
-    if not shard.is_file():
-        raise FileNotFoundError(f"there is no {shard}: run the data stage (dvc repro data) first")
-    if count > data.test_images:
-        raise DataError(f"the LAION test split has data.test_images = {data.test_images:,} captions, not {count:,}")
-    half, size = data.test_images, data.coco.image_size
-    captions = held_out_captions(shard)[:count]
+    shard, half, size = folder / "seen.tar", data.test_images, data.coco.image_size
+    captions = held_out_captions(_built(shard))[:half]
 
     def images(rows: range, size: int) -> Iterator[np.ndarray]:
-        return batched(held_out_images(shard, rows, size), BATCH)
+        return batched(held_out_images(shard, rows, size))
 
-    references = partial(images, range(half, 2 * half), size)
-    return HeldOut("laion-held-out", captions, size, half, references, partial(images, range(count)), True)
-
-
-# The data stage
+    references, real = partial(images, range(half, 2 * half), size), partial(images, range(count))
+    return HeldOut("laion-held-out", captions[:count], size, half, references, real, True)
 
 
-def build(data: EmojiData | LaionData, folder: Path, seed: int, cache: Path = HASHES) -> None:
+def _built(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: run the data stage (dvc repro data.dvc) first")
+    return path
+
+
+def _prompts(folder: Path, name: str) -> Prompts:
+    return Prompts(**json.loads(_built(folder / f"{name}.json").read_text()))
+
+
+def build(data: EmojiData | LaionData, folder: Path, seed: int) -> None:
     """Make what the other stages read: the images of the tiny world, or of real data what identifies them.
 
     For LAION and COCO: folder/manifest.json, folder/coco30k.json and coco5k.json (captions), folder/seen.tar.
@@ -137,56 +124,44 @@ def build(data: EmojiData | LaionData, folder: Path, seed: int, cache: Path = HA
     if data.kind == "emoji":
         emoji.build(folder, seed, data.train_draws, data.test_draws, data.every)
         return
-    captions = {}
+    folder.mkdir(parents=True, exist_ok=True)
     for name, split in SPLITS.items():
         prompts = coco_prompts(load_coco(Path(data.coco.folder), split), name, data.coco)
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.json").write_text(json.dumps(asdict(prompts), indent=0) + "\n")
-        captions[name] = prompts.captions
     write_held_out(data, 2 * data.test_images, folder / "seen.tar")
-    captions["seen"] = held_out_captions(folder / "seen.tar")
-    save_manifest(build_manifest(expand_shards(data.shards), captions, cache), folder / "manifest.json")
+    (folder / "manifest.json").write_text(json.dumps(_manifest(data, folder), indent=1) + "\n")
 
 
-def _load_prompts(folder: Path, name: str) -> Prompts:
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: run the data stage (dvc repro data) first")
-    return Prompts(**json.loads(path.read_text()))
+def _manifest(data: LaionData, folder: Path) -> dict:
+    """The manifest of the shards and captions that there are now."""
+    captions = {name: _prompts(folder, name).captions for name in SPLITS}
+    captions["seen"] = held_out_captions(_built(folder / "seen.tar"))
+    return build_manifest(expand_shards(data.shards), captions)
 
 
-def check(data: EmojiData | LaionData, folder: Path, cache: Path = HASHES) -> list[str]:
+def check(data: EmojiData | LaionData, folder: Path) -> list[str]:
     """What is wrong with the data, a sentence each: leaks of the tiny world; real data that is not the manifest's."""
     if data.kind == "emoji":
         return emoji.leaks(folder)
-    captions = {name: _load_prompts(folder, name).captions for name in SPLITS}
-    captions["seen"] = held_out_captions(folder / "seen.tar")
-    manifest = load_manifest(folder / "manifest.json")
-    return check_manifest(manifest, expand_shards(data.shards), captions, cache)
+    return check_manifest(json.loads(_built(folder / "manifest.json").read_text()), _manifest(data, folder))
 
 
 def describe(data: EmojiData | LaionData, folder: Path) -> list[str]:
     """What the data are, in a few lines."""
     if data.kind == "emoji":
-        return emoji.describe(folder)
-    manifest = load_manifest(folder / "manifest.json")
-    sizes = [entry.get("bytes", 0) for entry in manifest["shards"]]
-    lines = [
-        f"{len(sizes):,} shards of {sum(sizes) / 1e9:,.3f} GB; {data.held_out_share:.1%} of the samples are held out"
-    ]
-    for name in SPLITS:
-        prompts = _load_prompts(folder, name)
-        lines.append(
-            f"{prompts.protocol}: {len(prompts.captions):,} captions, {manifest['captions'][name]['sha256'][:16]}"
-        )
-    return [*lines, f"laion-held-out: {data.test_images:,} captions, and as many reference images"]
+        splits = {name: emoji.Split.load(folder / name) for name in emoji.SPLITS}
+        return [f"{n}: {len(s):,} images of {len(s.pairs()):,} combinations" for n, s in splits.items()]
+    manifest = json.loads(_built(folder / "manifest.json").read_text())
+    size = sum(facts.get("bytes", 0) for facts in manifest["shards"].values())
+    lines = [f"{name}: {facts['count']:,} captions" for name, facts in manifest["captions"].items()]
+    return [f"{len(manifest['shards']):,} shards of {size / 1e9:,.3f} GB", *lines]
 
 
 def preview(data: EmojiData | LaionData, folder: Path, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
     """The first training images with their captions: uint8 (count, h, w, 3), and count strings."""
     if data.kind == "emoji":
-        train = emoji.Split.load(folder / "train")
-        return np.asarray(train.images[:count]), train.captions(np.arange(len(train)) % len(emoji.LEVELS))[:count]
+        train = emoji.Split.load(folder / "train")[:count]
+        return np.asarray(train.images), train.captions(np.arange(len(train)) % len(emoji.LEVELS))
     alone = data.model_copy(update={"workers": 0})
     pixels, captions = next(LaionStream(alone, count, seed).batches())
     return np.rint((pixels.permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8), captions

@@ -1,0 +1,35 @@
+"""Distil one run: `python -m splam.distill RUN`, or on N processes `torchrun --nproc-per-node N -m splam.distill RUN`.
+
+A killed training goes on from its last checkpoint, with the same bits, when the same command starts it again.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from splam.config import PARAMS, ROOT, ParamsError, load_params
+from splam.data.images import DataError
+from splam.distill.checkpoints import CheckpointError
+from splam.distill.loop import open_distillation, train
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m splam.distill", description=__doc__)
+    parser.add_argument("run", help="a name under `runs` in the parameters")
+    parser.add_argument("--params", type=Path, default=PARAMS, help="%(default)s")
+    parser.add_argument("--build", type=Path, default=ROOT / "build", help="of all stages (%(default)s)")
+    parser.add_argument("--data", type=Path, default=ROOT / "data", help="what the data stage wrote (%(default)s)")
+    options = parser.parse_args(arguments)
+    run, build = options.run, options.build
+    try:
+        job = open_distillation(load_params(options.params), run, build, options.data)
+        list(train(job, build / "scratch/distill" / run, build / "runs" / run))
+    except (ParamsError, DataError, CheckpointError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

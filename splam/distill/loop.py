@@ -1,0 +1,231 @@
+"""The training loop: draw a batch, step, move the average, save; after a kill it goes on with the same bits.
+
+An iteration is one optimizer step. Its randomness is a function of the seed and its number alone, that within networks
+(dropout) of the rank besides: a checkpoint needs weights, moments and losses, and no generator's state.
+"""
+
+import contextlib
+import copy
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from splam.config import Params, ParamsError, Run, suggestion
+from splam.data.latents import LatentShards
+from splam.data.streams import LatentStream, image_stream, iteration_generator
+from splam.distill.checkpoints import check_parameters, load_last_checkpoint, locked, save_checkpoint
+from splam.distill.online import OnlinePaths
+from splam.distill.paths import CachedPaths, TrajectoryCache, digest
+from splam.method.loss import Objective, distillation_loss, update_target
+from splam.method.sampling import generators, sample_consistency
+from splam.networks.export import CardFacts, export_pipeline, published_unet, save_lora
+from splam.networks.student import make_student, published_network, save_gamma, student_network
+from splam.networks.teacher import Teacher, default_device, load_teacher
+
+Source = CachedPaths | OnlinePaths
+# May change while a run trains: how a global batch is cut moves the bits by rounding alone.
+FREE = {"batch_size", "gradient_accumulation_steps", "processes", "checkpoint_seconds"}
+KEEP = 2  # checkpoints: the last, and one before it should the last be broken
+PICTURES, PICTURE_STEPS = 4, 4  # drawn in the course of a training, and the sampling steps of each
+
+
+class Distillation:
+    """One run while it trains: student, target (their average), optimizer and losses."""
+
+    def __init__(self, run: Run, teacher: Teacher, source: Source, facts: dict[str, Any] | None = None):
+        """Step 0; every process calls it. facts: what the bits depend on beside the run, by name."""
+        self.run, self.teacher, self.source, self.facts = run, teacher, source, facts or {}
+        self.caption, self.card, self.losses = "", None, []  # caption: of the pictures drawn on the way
+        training, device = run.training, teacher.device.type
+        once = GradientAccumulationPlugin(num_steps=1)  # ACCELERATE_GRADIENT_ACCUMULATION_STEPS beats the argument
+        plain = {"mixed_precision": "no", "dynamo_backend": "no", "gradient_accumulation_plugin": once}
+        self.accelerator = Accelerator(cpu=device == "cpu", **plain)
+        torch.manual_seed(run.seed)  # a LoRA adapter's first values
+        self.student = make_student(teacher.unet, run)
+        self.target = copy.deepcopy(self.student).eval().requires_grad_(False)
+        pairs = zip(self.student.parameters(), self.target.parameters(), strict=True)
+        self.trained = [pair for pair in pairs if pair[0].requires_grad]  # each parameter with its average
+        if training.gradient_checkpointing:
+            self.student.enable_gradient_checkpointing()
+        for network in (self.student, self.target, teacher.unet) if training.compile else ():
+            network.compile()  # in place: modules keep their names and weights
+        self.wrapped = self.accelerator.prepare_model(self.student)  # within DDP if there are several processes
+        options = {"weight_decay": training.weight_decay, "fused": True if device == "cuda" else None}
+        self.optimizer = torch.optim.AdamW([p for p, _ in self.trained], training.learning_rate, **options)
+
+    def step(self, iteration: int) -> Tensor:
+        """One optimizer step, and then the average's (Alg. 1); returns this process's mean loss."""
+        draws = iteration_generator(self.run.seed, iteration)
+        torch.manual_seed(int(torch.randint(2**62, (), generator=draws)) + self.accelerator.process_index)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(iteration, self.run)
+        loss = self.gradients(iteration)
+        self.accelerator.clip_grad_norm_([p for p, _ in self.trained], self.run.training.max_grad_norm)
+        self.optimizer.step()
+        update_target(self.target, self.student, self.run.training.ema_decay)
+        return loss
+
+    def gradients(self, iteration: int) -> Tensor:
+        """Leave the gradient of one iteration's global batch in the student; returns this process's mean loss."""
+        micro_batches, processes = self.run.training.gradient_accumulation_steps, self.accelerator.num_processes
+        self.optimizer.zero_grad()
+        losses = []
+        for micro in range(micro_batches):
+            share, last = micro * processes + self.accelerator.process_index, micro + 1 == micro_batches
+            # Processes exchange their gradients once, with the last micro-batch.
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                loss = self.loss(iteration, share, micro_batches * processes)
+                self.accelerator.backward(loss / micro_batches)
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
+
+    def loss(self, iteration: int, share: int, shares: int) -> Tensor:
+        """Eq. 17 on one share of an iteration's batch."""
+        batch, training = self.source.batch(iteration, share, shares), self.run.training
+        conditions = batch.captions, self.run, self.teacher, batch.guidance_scale
+        student, target = (student_network(unet, *conditions) for unet in (self.wrapped, self.target))
+        objective = Objective(self.teacher.schedule, training.sigma_form, training.loss, training.huber_c)
+        return distillation_loss(student, target, batch.path, batch.gamma, objective)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the run's bits depend on, by name."""
+        training = self.run.training
+        facts = self.run.model_dump(mode="json", exclude={"training", "variant", "ablation"})
+        facts |= {f"training.{key}": value for key, value in training.model_dump(mode="json", exclude=FREE).items()}
+        samples = training.batch_size * training.gradient_accumulation_steps * self.accelerator.num_processes
+        return {**facts, "global_batch": samples, **self.facts}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        facts = {"losses": self.losses, "parameters": self.parameters}
+        return {"weights": self.trained, "optimizer": self.optimizer.state_dict(), **facts}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        for pair, values in zip(self.trained, state["weights"], strict=True):
+            for parameter, value in zip(pair, values, strict=True):
+                parameter.copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.losses = state["losses"]
+
+    def keep(self, folder: Path) -> None:
+        """Write what is kept of this iteration: the published network (Fig. 2b), a picture of the caption."""
+        done, training = len(self.losses), self.run.training
+        if done in training.snapshots:
+            published_unet(self.target, self.run).save_pretrained(folder / f"snapshots/{done:06d}")
+        if self.caption and done in {training.iterations * (i + 1) // PICTURES for i in range(PICTURES)}:
+            self.picture().save(folder / f"pictures/{done:06d}.png")
+
+    @torch.no_grad()
+    def picture(self) -> Image.Image:
+        """The target's picture of the caption, always from the same noise."""
+        captions, shape, schedule = self.teacher.embed([self.caption]), self.teacher.latent_shape, self.teacher.schedule
+        network = published_network(self.target, captions, self.run, self.teacher)
+        latents = sample_consistency(network, generators([0]), shape, PICTURE_STEPS, schedule)
+        return Image.fromarray(self.teacher.decode(latents)[0].numpy())
+
+    def publish(self, out: Path) -> None:
+        """Write pipeline/ (theta-, Eq. 19), SPLAM's gamma weights, a LoRA's lora/, and losses.csv."""
+        export_pipeline(published_unet(self.target, self.run), self.teacher.folder, out / "pipeline", self.card)
+        save_gamma(self.target, self.run, out)
+        if self.run.method == "lcm_lora":
+            save_lora(self.target, out / "lora")
+        rows = [f"{i + 1},{loss:.8g}" for i, loss in enumerate(self.losses)]
+        (out / "losses.csv").write_text("\n".join(["iteration,loss", *rows]) + "\n")
+
+
+def learning_rate(iteration: int, run: Run) -> float:
+    """Linear warm-up, then constant or falling linearly to 0."""
+    training = run.training
+    peak = training.lora_learning_rate if run.method == "lcm_lora" else training.learning_rate
+    warm = min(1.0, (iteration + 1) / max(1, training.lr_warmup_steps))
+    return peak * warm * (1 - iteration / training.iterations if training.lr_schedule == "linear" else 1.0)
+
+
+def train(job: Distillation, scratch: Path, out: Path) -> Iterator[float]:
+    """Train to the end and write `out`; yields the loss of every iteration.
+
+    Checkpoints go to `scratch`, which all processes must see; started again, a training goes on from the last one.
+    Raises FloatingPointError if the loss is no longer finite, CheckpointError if the checkpoints are not of this run.
+    """
+    training, main, kept = job.run.training, job.accelerator.is_main_process, scratch / "kept"
+    with locked(scratch) if main else contextlib.nullcontext():
+        _resume(job, scratch)
+        saved, first, last = time.monotonic(), len(job.losses), training.iterations
+        bar = tqdm(range(first, last), job.run.name, last, initial=first, mininterval=2, disable=not main)
+        for iteration in bar:
+            loss = job.accelerator.reduce(job.step(iteration), "mean").item()
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"{job.run.name}: loss {loss} at iteration {iteration}; lower learning_rate")
+            job.losses.append(loss)
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            if main:
+                job.keep(kept)
+            if main and (time.monotonic() - saved > training.checkpoint_seconds or iteration + 1 == last):
+                save_checkpoint(scratch, iteration + 1, job.state(), KEEP)
+                saved = time.monotonic()
+            yield loss
+        if main:
+            shutil.rmtree(out, ignore_errors=True)
+            shutil.copytree(kept, out)
+            job.publish(out)
+            shutil.rmtree(scratch)
+    job.accelerator.wait_for_everyone()
+    job.accelerator.end_training()
+
+
+def _resume(job: Distillation, scratch: Path) -> None:
+    """Go on from the last checkpoint, or begin with an empty folder of what is kept."""
+    if (state := load_last_checkpoint(scratch)) is not None:
+        check_parameters(scratch, state["parameters"], job.parameters)
+        job.load(state)
+    elif job.accelerator.is_main_process:
+        shutil.rmtree(scratch / "kept", ignore_errors=True)
+        (scratch / "kept/pictures").mkdir(parents=True)
+
+
+def open_distillation(params: Params, name: str, build: Path, data: Path) -> Distillation:
+    """A run with its teacher and sub-paths; build: where the stages before it wrote, data: the data stage."""
+    if name not in params.runs:
+        raise ParamsError(f"there is no run {name!r}{suggestion(name, params.runs)}")
+    run = params.runs[name]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    teacher = load_teacher(build / "teacher", run.training.bf16, default_device())
+    source, facts = _open_source(params, run, teacher, build, data)
+    job = Distillation(run, teacher, source, facts | {"teacher": params.teacher.source})
+    job.caption = params.pictures.prompts[0]
+    job.card = CardFacts(run, params.teacher.source, params.data.kind, params.teacher.licence)
+    return job
+
+
+def _open_source(params: Params, run: Run, teacher: Teacher, build: Path, data: Path) -> tuple[Source, dict[str, Any]]:
+    """Where a run's batches come from, and what they depend on."""
+    settings, size = params.trajectories, run.training.batch_size
+    if run.training.source == "trajectories":
+        scales = settings.guidance_scales  # one-step paths can use the cache of any w
+        w = run.guidance_scale if run.guidance_scale in scales else scales[0]
+        path = build / f"trajectories/w{w:g}.safetensors"
+        return CachedPaths(TrajectoryCache.load(path), run, teacher), {"trajectories": digest(path)}
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    facts = {"solver_skip": settings.solver_skip, "empty_captions": settings.empty_captions}
+    if run.training.source == "latents":
+        store = LatentShards(build / "scratch/latents")
+        stream = LatentStream(store, size * ranks, run.seed)
+        facts["latents"] = digest(store.folder / "index.json")
+    else:
+        stream = image_stream(params.data, data, size, run.seed, rank, ranks)
+        facts |= {f"data.{key}": value for key, value in params.data.model_dump(mode="json").items()}
+    return OnlinePaths(stream, run, teacher, settings), facts

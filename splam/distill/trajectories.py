@@ -1,0 +1,127 @@
+"""What a training needs of the teacher and no student changes: trajectories, and latents encoded once."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from splam.config import Params, Trajectories
+from splam.data import emoji
+from splam.data.images import to_pixels
+from splam.data.latents import encode_shards
+from splam.data.streams import image_stream
+from splam.distill.paths import TrajectoryCache, digest
+from splam.method.sampling import draw_noise, generators
+from splam.method.schedule import ddim_grid
+from splam.method.solver import guided_epsilon, solver_chain
+from splam.networks.teacher import Teacher
+
+Draws = tuple[np.ndarray, list[str], Tensor]
+"""The random part of a cache, the same for every w: images uint8 (n, h, w, 3), n captions, t (n,) on the DDIM grid."""
+
+
+def make_draws(params: Params, data: Path, length: int) -> Draws:
+    """(x, c) ~ D, some captions emptied, and t ~ the grid of `length` times; data: what the data stage wrote."""
+    settings = params.trajectories
+    generator = torch.Generator().manual_seed(params.seed)
+    if params.data.kind == "emoji":
+        images, captions = _emoji_samples(data, settings.draws, generator)
+    else:
+        from splam.data.testsets import preview  # loads webdataset
+
+        images, captions = preview(params.data, data, settings.draws, params.seed)
+    dropped = torch.rand(settings.draws, generator=generator) < settings.empty_captions
+    kept = ["" if drop else caption for caption, drop in zip(captions, dropped.tolist(), strict=True)]
+    grid = ddim_grid(length)
+    return images, kept, grid[torch.randint(len(grid), (settings.draws,), generator=generator)]
+
+
+def _emoji_samples(data: Path, count: int, generator: torch.Generator) -> tuple[np.ndarray, list[str]]:
+    """Training images of the tiny world, none twice, and a caption of any level for each."""
+    train = emoji.Split.load(data / "train")
+    if count > len(train):
+        raise ValueError(f"trajectories.draws is {count}, the training split has {len(train)} images")
+    drawn = train[torch.randperm(len(train), generator=generator)[:count].numpy()]
+    level = torch.randint(len(emoji.LEVELS), (count,), generator=generator)
+    return drawn.images, drawn.captions(level.numpy())
+
+
+@torch.no_grad()
+def solve(
+    teacher: Teacher, z_t: Tensor, t: Tensor, captions: Tensor, guidance: tuple[float, Trajectories]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The chain (n, steps + 1, c, h, w) from z_t, and epsilon_c and epsilon_0 of its first step, each (n, c, h, w).
+
+    guidance: w, and the steps and k_phi of the solver.
+    """
+    w, settings = guidance
+    first, guided = teacher.epsilons(z_t, t, captions), teacher.guided(captions, w)
+
+    def epsilon(z: Tensor, time: Tensor) -> Tensor:
+        return guided_epsilon(*first, w) if z is z_t else guided(z, time)
+
+    chain = solver_chain(epsilon, z_t, t, settings.steps, settings.solver_skip, teacher.schedule)
+    return torch.stack(chain, 1), *first
+
+
+def build_cache(params: Params, teacher: Teacher, draws: Draws, guidance_scale: float) -> TrajectoryCache:
+    """Teacher trajectories of every draw at one guidance scale."""
+    settings, parts, (images, captions, times) = params.trajectories, [], draws
+    generator = torch.Generator().manual_seed(params.seed + 1)
+    unique, caption = np.unique(np.array(captions), return_inverse=True)
+    embeddings, caption = teacher.embed(unique.tolist()), torch.from_numpy(caption)
+    for rows in tqdm(torch.arange(len(times)).split(settings.batch_size), f"w = {guidance_scale:g}", mininterval=2):
+        latents, t = teacher.encode(to_pixels(images[rows.numpy()])), times[rows].to(teacher.device)
+        noise = torch.randn(latents.shape, generator=generator).to(teacher.device)
+        z_t = teacher.schedule.add_noise(latents, noise, t)
+        made = solve(teacher, z_t, t, embeddings[caption[rows]], (guidance_scale, settings))
+        parts.append([part.cpu() for part in made])
+    chain, conditional, unconditional = (torch.cat(part) for part in zip(*parts, strict=True))
+    scalars = torch.tensor(guidance_scale), torch.tensor(settings.solver_skip)
+    return TrajectoryCache(chain, times, conditional, unconditional, caption, embeddings.half().cpu(), *scalars)
+
+
+def half_precision_error(teacher: Teacher, cache: TrajectoryCache, settings: Trajectories) -> dict[str, float]:
+    """How far cached points are from a float32 teacher's: RMS of the difference over RMS of the point's change.
+
+    For the path's end after one solver step, and after all of them; of the first 64 draws.
+    """
+    exact, rows, device = dataclasses.replace(teacher, bf16=False), slice(64), teacher.device
+    kept, captions = cache.chain[rows], cache.embeddings[cache.caption[rows]].float().to(device)
+    guidance = float(cache.guidance_scale), settings
+    chain = solve(exact, kept[:, 0].to(device), cache.t[rows].to(device), captions, guidance)[0].cpu()
+
+    def error(step: int) -> float:
+        difference, moved = kept[:, step] - chain[:, step], chain[:, step] - chain[:, 0]
+        return float(difference.square().mean().sqrt() / moved.square().mean().sqrt())
+
+    return {"one_step": error(1), "all_steps": error(settings.steps)}
+
+
+def encode_latents(params: Params, teacher: Teacher, data: Path, folder: Path) -> None:
+    """Encode params.latents["train"].images training images and their captions into `folder`, for source = latents.
+
+    Order and crops are those of a training from images; data: what the data stage wrote. A stopped run goes on.
+    """
+    settings, images = params.latents["train"], "train" if params.data.kind == "emoji" else "manifest.json"
+    stream = image_stream(params.data, data, settings.batch_size, params.seed)
+
+    def encode(pixels: Tensor, captions: list[str], number: int) -> tuple[Tensor, Tensor]:
+        latents, std = teacher.encode_distribution(pixels)
+        if params.training.latents == "sample":
+            seeds = np.random.default_rng((params.seed, number)).integers(2**62, size=len(latents)).tolist()
+            latents = latents + std * draw_noise(generators(seeds), latents.shape[1:], latents.device)
+        return latents.cpu(), teacher.embed(captions).cpu()
+
+    facts = {  # all that latents depend on, but for the test sets
+        "seed": params.seed,
+        "batch_size": settings.batch_size,
+        "latents": params.training.latents,
+        "data": params.data.model_dump(mode="json", exclude={"coco", "test_images"}),
+        "encoders": digest(*(teacher.folder / part for part in ("vae", "text_encoder", "tokenizer"))),
+        "images": digest(data / images),
+    }
+    encode_shards(stream.batches, encode, folder, settings, facts)

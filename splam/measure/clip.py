@@ -1,0 +1,84 @@
+"""CLIP score: how well images show their captions, by an open_clip model that is always named."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from splam.config import ROOT, Evaluation
+from splam.measure.fid import BATCH, check_images
+
+TINY_CLIP = "models/tiny/clip"
+CENTRED = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}  # pixels in [-1, 1]
+
+
+@dataclass(frozen=True)
+class ClipScorer:
+    """An open_clip model in float32, with its own preprocessing of PIL images and its own tokenizer.
+
+    prefix: put before every caption; name: of the score.
+    """
+
+    model: nn.Module
+    preprocess: Callable[..., Tensor]
+    tokenize: Callable[[list[str]], Tensor]
+    prefix: str
+    name: str
+    device: torch.device | str
+
+    @torch.no_grad()
+    def image_features(self, images: np.ndarray) -> np.ndarray:
+        """Unit vectors float32 (n, d) of uint8 images (n, h, w, 3)."""
+        check_images(images)
+        found = []
+        for first in range(0, len(images), BATCH):
+            batch = [self.preprocess(Image.fromarray(image)) for image in images[first : first + BATCH]]
+            found.append(self.model.encode_image(torch.stack(batch).to(self.device), normalize=True))
+        return torch.cat(found).cpu().numpy()
+
+    @torch.no_grad()
+    def text_features(self, captions: list[str]) -> np.ndarray:
+        """Unit vectors float32 (n, d) of captions."""
+        prompts = [self.prefix + caption for caption in captions]
+        batches = (prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH))
+        found = [self.model.encode_text(self.tokenize(b).to(self.device), normalize=True) for b in batches]
+        return torch.cat(found).cpu().numpy()
+
+
+def load_scorers(evaluation: Evaluation, device: torch.device | str = "cpu") -> dict[str, ClipScorer]:
+    """The models of the profile's CLIP scores, by the column that the score stands in."""
+    sources = {"clip_score": evaluation.clip, "clip_score_beside": evaluation.clip_beside}
+    return {column: load_clip(s, evaluation.clip_prefix, device) for column, s in sources.items() if s}
+
+
+def load_clip(source: str, prefix: str = "", device: torch.device | str = "cpu") -> ClipScorer:
+    """The model of a CLIP score.
+
+    source: a folder in open_clip's format, absolute or within the repository, whose model takes pixels in [-1, 1]; or
+    open_clip's "architecture/weights", such as "ViT-g-14/laion2b_s12b_b42k", whose prefix is "A photo depicts ".
+    """
+    import open_clip
+
+    architecture, _, weights = source.partition("/")
+    options: dict[str, Any] = {"device": device, "require_pretrained": True}
+    if (ROOT / source).is_dir():
+        architecture, weights = f"local-dir:{ROOT / source}", None
+        options |= CENTRED
+    else:
+        quick = open_clip.get_pretrained_cfg(architecture, weights).get("quick_gelu")  # OpenAI's: else only a warning
+        options["force_quick_gelu"] = bool(quick)
+    model, _, preprocess = open_clip.create_model_and_transforms(architecture, weights, **options)
+    label = "tiny, in-domain" if source == TINY_CLIP else source
+    name = f"CLIP score ({label}{f', {prefix.strip()!r} before captions' if prefix else ''})"
+    return ClipScorer(model.eval(), preprocess, open_clip.get_tokenizer(architecture), prefix, name, device)
+
+
+def clip_score(image_features: np.ndarray, text_features: np.ndarray) -> float:
+    """100 times the mean cosine between the features (n, d) of images and those of their captions."""
+    a, b = (f.astype(np.float64) for f in (image_features, text_features))
+    cosine = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return float(100 * cosine.mean())

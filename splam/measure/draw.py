@@ -1,0 +1,144 @@
+"""What a system is: a function that draws images of captions, from a seed for each, in a number of steps.
+
+All systems draw the same captions from the same seeds, so that differences between them are paired.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from splam.config import Params, Run
+from splam.data.images import resize
+from splam.method.loss import Network
+from splam.method.sampling import draw_noise, generators, sample_consistency
+from splam.method.solver import guided_epsilon
+from splam.networks.pipelines import draw_images
+from splam.networks.student import published_network
+from splam.networks.teacher import Teacher, call_unet
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions with their embeddings (n, tokens, d), which are stored or made when they are asked for."""
+
+    texts: list[str]
+    embed: Callable[[list[str]], Tensor]
+    stored: Tensor | None = None
+
+    def __getitem__(self, rows: slice) -> Self:
+        return replace(self, texts=self.texts[rows], stored=None if self.stored is None else self.stored[rows])
+
+    @property
+    def embeddings(self) -> Tensor:
+        """(n, tokens, d), float32."""
+        return self.embed(self.texts) if self.stored is None else self.stored
+
+
+Draw = Callable[[Captions, list[int], int], Tensor]
+"""Captions, a seed for each, and steps to images uint8 (n, h, w, 3) on the CPU."""
+
+
+def student_draw(teacher: Teacher, unet: nn.Module, run: Run) -> Draw:
+    """A published student (Eq. 19)."""
+    return _consistency_draw(teacher, lambda captions: published_network(unet, captions, run, teacher))
+
+
+def baseline_draw(teacher: Teacher, sampler: str, guidance_scale: float) -> Draw:
+    """The undistilled teacher by a scheduler of diffusers, with guidance.
+
+    Sampler "consistency" draws with its network as if that were a student, without guidance.
+    """
+    if sampler == "consistency":
+        return _consistency_draw(teacher, teacher.network)
+
+    @torch.no_grad()
+    def draw(captions: Captions, seeds: list[int], steps: int) -> Tensor:
+        scheduler = baseline_scheduler(sampler, teacher.scheduler_config)
+        noise = draw_noise(generators(seeds), teacher.latent_shape, teacher.device)
+        output = guided_output(teacher, captions.embeddings, guidance_scale)
+        return teacher.decode(sample_scheduler(scheduler, output, noise, steps))
+
+    return draw
+
+
+def pipeline_draw(pipeline, guidance_scale: float) -> Draw:
+    """Any text-to-image pipeline of diffusers, called as its users call it."""
+
+    def draw(captions: Captions, seeds: list[int], steps: int) -> Tensor:
+        return torch.from_numpy(draw_images(pipeline, captions.texts, seeds, steps, guidance_scale))
+
+    return draw
+
+
+def _consistency_draw(teacher: Teacher, network: Callable[[Tensor], Network]) -> Draw:
+    """Multistep consistency sampling; network: of caption embeddings (n, tokens, d)."""
+
+    @torch.no_grad()
+    def draw(captions: Captions, seeds: list[int], steps: int) -> Tensor:
+        bound, sources = network(captions.embeddings), generators(seeds)
+        return teacher.decode(sample_consistency(bound, sources, teacher.latent_shape, steps, teacher.schedule))
+
+    return draw
+
+
+def sample_seeds(params: Params, count: int) -> list[int]:
+    """One seed a sample, away from the seeds of training."""
+    return [1_000_000 * (params.seed + 1) + i for i in range(count)]
+
+
+def in_batches(draw: Draw, captions: Captions, steps: int, params: Params, size: int | None = None) -> np.ndarray:
+    """An image of every caption: uint8 (n, h, w, 3), in batches of evaluation.batch_size; size: pixels to resize to."""
+    count, step, images = len(captions.texts), params.evaluation.batch_size, None
+    seeds = sample_seeds(params, count)
+    for start in tqdm(range(0, count, step), desc=f"{steps} steps", mininterval=2, leave=False):
+        rows = slice(start, min(start + step, count))
+        batch = draw(captions[rows], seeds[rows], steps).numpy()
+        batch = batch if size is None else resize(batch, size)
+        images = np.empty((count, *batch.shape[1:]), np.uint8) if images is None else images  # coco30k: 6 GB
+        images[rows] = batch
+    return images
+
+
+def baseline_scheduler(name: str, config: dict):
+    """diffusers' scheduler for an undistilled teacher, with trailing times, so that it starts at full noise.
+
+    config: the teacher's scheduler config, whose betas and prediction type are kept.
+    """
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+    betas = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+    kept = {k: config[k] for k in betas if config.get(k) is not None} | {"timestep_spacing": "trailing"}
+    if name == "ddim":
+        return DDIMScheduler(**kept, clip_sample=False, set_alpha_to_one=False)
+    if name in ("dpmsolver", "dpmsolver++"):
+        return DPMSolverMultistepScheduler(**kept, algorithm_type=name, final_sigmas_type="sigma_min")
+    if name == "unipc":
+        return UniPCMultistepScheduler(**kept, final_sigmas_type="sigma_min")
+    raise ValueError(f"scheduler is {name!r}: choose ddim, dpmsolver, dpmsolver++ or unipc")
+
+
+def guided_output(teacher: Teacher, captions: Tensor, guidance_scale: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """(z, t) to the UNet's raw output, in the units of its prediction type, with classifier-free guidance."""
+
+    def output(z: Tensor, t: Tensor) -> Tensor:
+        if guidance_scale == 1:  # no guidance: the unconditional half would count for nothing
+            with teacher.autocast():
+                return call_unet(teacher.unet, z, t, captions)
+        return guided_epsilon(*teacher.outputs(z, t, captions), guidance_scale)
+
+    return output
+
+
+def sample_scheduler(scheduler, output: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:
+    """Clean latents (n, c, h, w) from standard normal noise, by a diffusers scheduler; output: as guided_output."""
+    z = noise * scheduler.init_noise_sigma
+    scheduler.set_timesteps(steps, device=noise.device)
+    for time in scheduler.timesteps:
+        t = torch.full((len(z),), int(time), device=z.device)
+        z = scheduler.step(output(scheduler.scale_model_input(z, time), t), time, z).prev_sample
+    return z

@@ -1,0 +1,240 @@
+"""The rows of one system: a distilled run, a baseline (the undistilled teacher) or somebody else's pipeline.
+
+Each is drawn and measured in the same way. Every row carries what its numbers must be quoted with.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from splam.config import Params, Run, suggestion
+from splam.data.images import resize, to_pixels
+from splam.data.testsets import HeldOut, dataset_names, held_out_set
+from splam.measure.clip import clip_score, load_scorers
+from splam.measure.draw import Draw, baseline_draw, in_batches, pipeline_draw, sample_seeds, student_draw
+from splam.measure.fid import load_features
+from splam.measure.measure import Measure, Paired, References
+from splam.networks.pipelines import open_any
+from splam.networks.student import load_unet
+from splam.networks.teacher import Teacher, open_teacher
+
+COLUMNS = (
+    *("system", "run", "method", "variant", "guidance_scale", "skip", "multiple_estimation", "seed", "iteration"),
+    *("final", "ablation", "steps", "dataset", "images", "fid", "fid_teacher", "kid", "precision", "recall"),
+    *("clip_score", "clip_score_beside", "rmse_teacher", "protocol", "fid_name", "clip_name", "clip_name_beside"),
+    *("references", "captions", "dtype", "first_sample_seed", "sampler"),
+)
+CURVE = "unseen-curve"  # Fig. 2b: the first images of the unseen set, at every snapshot
+METHOD_NAMES = {"lcm": "LCM (fix w)", "lcm_star": "LCM*", "lcm_lora": "LCM-LoRA", "splam": "SPLAM"}
+
+Row = dict[str, Any]
+Show = Callable[[str, int, np.ndarray], object]  # called with (dataset, steps, images) of every set that is drawn
+
+
+@dataclass(frozen=True)
+class System:
+    """A function that draws, what it is, every w it has rows for, and whether they compare it with that w's teacher."""
+
+    facts: Row
+    draw: Draw
+    guidance_scales: Sequence[float]
+    compared: bool = True
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that measuring the systems of one profile needs, loaded once."""
+
+    params: Params
+    build: Path
+    teacher: Teacher
+    measure: Callable[[str], Measure]
+    teacher_images: Callable[[float], Paired | None]
+    show: Show
+
+    @classmethod
+    def load(cls, params: Params, build: Path, show: Show = lambda *_: None) -> Self:
+        """From what the teacher, references and teacher_samples stages wrote to `build`."""
+        teacher = open_teacher(params, build / "teacher")
+        extract = load_features(params.evaluation.features, teacher.device)
+        clips = load_scorers(params.evaluation, teacher.device)
+
+        @cache
+        def measure(dataset: str) -> Measure:
+            return Measure(References.load(build / "references" / f"{dataset}.npz"), extract, clips)
+
+        @cache
+        def teacher_images(guidance_scale: float) -> Paired | None:
+            path = build / "teacher_samples" / f"w{guidance_scale:g}.npy"
+            return Paired(images := np.load(path), extract(images)) if path.is_file() else None
+
+        return cls(params, build, teacher, measure, teacher_images, show)
+
+    def counts(self, dataset: str) -> dict[str, int]:
+        """How many of a set's first images the rows of each dataset are about: {dataset: images}."""
+        evaluation = self.params.evaluation
+        if dataset == CURVE:
+            return {CURVE: evaluation.curve_images}
+        counts = {dataset: len(self.measure(dataset).references.prompts)}
+        parted = dataset == "unseen" and "unseen-small" not in dataset_names(self.params.data)
+        if parted and evaluation.small_images < counts["unseen"]:  # Table 2b
+            counts["unseen-small"] = evaluation.small_images
+        return counts
+
+    def rows(self, system: System, dataset: str, steps: int, images: np.ndarray | None = None) -> Iterator[Row]:
+        """The rows of one set of images, which are drawn here unless they are given."""
+        counts, test_set = self.counts(dataset), "unseen" if dataset == CURVE else dataset
+        measure = self.measure(test_set)
+        if images is None:
+            captions = measure.references.drawn(self.teacher)[: max(counts.values())]
+            images = in_batches(system.draw, captions, steps, self.params, measure.references.size)
+        self.show(dataset, steps, images)
+        row = measure(images)
+        for w, (name, count) in product(system.guidance_scales, counts.items()):
+            teacher = self.teacher_images(w) if system.compared and test_set == "unseen" else None
+            facts = {**self.quote(test_set), **system.facts, "guidance_scale": w, "dataset": name, "steps": steps}
+            yield dict.fromkeys(COLUMNS) | facts | row(count, teacher)
+
+    def quote(self, dataset: str) -> Row:
+        """What the numbers of a dataset must be quoted with; a system's facts may say more."""
+        dtype = "bfloat16 autocast" if self.teacher.bf16 else "float32"
+        facts = {"dtype": dtype, "first_sample_seed": sample_seeds(self.params, 1)[0]}
+        return {**self.measure(dataset).references.quote, **facts}
+
+
+def describe(run: Run) -> Row:
+    """The columns that say which run a row belongs to."""
+    variant = {"raw": "raw input", "unit_variance": "scaled input"}[run.input_scaling]
+    if run.gamma_conditioning == "equal_snr_time":
+        variant = "equal-SNR time"
+    facts = {"system": run.name, "run": run.name, "method": METHOD_NAMES[run.method]}
+    facts |= {"variant": run.variant or (variant if run.method == "splam" else "")}
+    kept = ("guidance_scale", "skip", "multiple_estimation", "seed", "ablation")
+    return facts | {key: getattr(run, key) for key in kept}
+
+
+def evaluate(params: Params, name: str, build: Path, show: Show = lambda *_: None) -> list[Row]:
+    """All rows of a run, a baseline or a pipeline of the parameters, each with COLUMNS; build: what the stages wrote.
+
+    Raises ValueError for another name, and FileNotFoundError if a stage has not run.
+    """
+    for known, rows in ((params.runs, run_rows), (params.baselines, baseline_rows), (params.pipelines, pipeline_rows)):
+        if name in known:
+            return list(rows(Bench.load(params, build, show), name))
+    known = [*params.runs, *params.baselines, *params.pipelines]
+    raise ValueError(f"there is no run, baseline or pipeline {name!r}{suggestion(name, known)}")
+
+
+def run_rows(bench: Bench, name: str) -> Iterator[Row]:
+    """One distilled run: its steps, datasets and snapshots."""
+    params, run, folder = bench.params, bench.params.runs[name], bench.build / "runs" / name
+
+    def system(weights: str, iteration: int) -> System:
+        unet = load_unet(folder / weights, bench.teacher.unet)
+        when = {"iteration": iteration, "final": iteration == run.training.iterations, "sampler": "consistency"}
+        return System(describe(run) | when, student_draw(bench.teacher, unet, run), [run.guidance_scale])
+
+    final = system("pipeline/unet", run.training.iterations)
+    datasets = dict.fromkeys(["unseen", *params.evaluation.more.get(name, [])])
+    for dataset, steps in product(datasets, params.evaluation.steps):
+        yield from bench.rows(final, dataset, steps)
+    for iteration in [i for i in run.training.snapshots if i <= run.training.iterations]:
+        yield from bench.rows(system(f"snapshots/{iteration:06d}", iteration), CURVE, params.evaluation.curve_steps)
+
+
+def baseline_rows(bench: Bench, name: str) -> Iterator[Row]:
+    """The undistilled teacher at every w of a baseline."""
+    baseline, evaluation = bench.params.baselines[name], bench.params.evaluation
+    unguided = baseline.sampler == "consistency"  # which takes no w: drawn once
+    facts = _others(bench.params, name, baseline.method)
+    facts["sampler"] = "consistency" if unguided else f"{baseline.sampler}, trailing"
+    for scales in [baseline.guidance_scales] if unguided else [[w] for w in baseline.guidance_scales]:
+        system = System(facts, baseline_draw(bench.teacher, baseline.sampler, scales[0]), scales)
+        for dataset, steps in product(baseline.datasets, baseline.steps):
+            own = (baseline.sampler, dataset, steps) == ("ddim", "unseen", evaluation.teacher_steps)
+            drawn = bench.teacher_images(scales[0]) if own else None  # by the teacher-samples stage
+            yield from bench.rows(system, dataset, steps, drawn and drawn.images)
+        if unguided:  # what every student starts from
+            start = replace(system, facts=facts | {"iteration": 0})
+            yield from bench.rows(start, CURVE, evaluation.curve_steps)
+
+
+def pipeline_rows(bench: Bench, name: str) -> Iterator[Row]:
+    """A pipeline of others' making, which is not compared with the teacher's images."""
+    chosen = bench.params.pipelines[name]
+    dtype, w = getattr(torch, chosen.dtype), chosen.guidance_scale
+    pipeline = open_any(chosen.source, chosen.scheduler, chosen.lora, dtype, bench.teacher.device)
+    how = {"dtype": chosen.dtype, "sampler": type(pipeline.scheduler).__name__}
+    facts = _others(bench.params, name, chosen.method) | how
+    system = System(facts, pipeline_draw(pipeline, w), [w], compared=False)
+    for dataset, steps in product(chosen.datasets, chosen.steps):
+        yield from bench.rows(system, dataset, steps)
+
+
+def _others(params: Params, name: str, method: str) -> Row:
+    """The columns of what is no run."""
+    facts = {"system": name, "run": "", "method": method, "variant": "", "seed": params.seed}
+    return facts | {"final": True, "ablation": False}
+
+
+def floor_rows(bench: Bench, data: Path) -> Iterator[Row]:
+    """The floors of every dataset, with COLUMNS; data: what the data stage wrote."""
+    params = bench.params
+    for dataset in dataset_names(params.data):
+        counts, none = bench.counts(dataset), {"seed": None, "first_sample_seed": None}  # nothing is drawn
+        held_out = held_out_set(params.data, data, dataset, counts[dataset])
+        for row in floors(bench.teacher, bench.measure(dataset), held_out, counts, params.evaluation.batch_size):
+            yield dict.fromkeys(COLUMNS) | bench.quote(dataset) | _others(params, "floors", "") | none | row
+
+
+def floors(
+    teacher: Teacher, measure: Measure, held_out: HeldOut, counts: dict[str, int], batch_size: int
+) -> Iterator[Row]:
+    """Real images, reconstructions and shuffled captions, each over the first images that `counts` names.
+
+    counts: {dataset: images}, the whole set first. Real images that are among the references have no distance to them
+    worth stating, but a CLIP score.
+    """
+    real = np.concatenate(list(held_out.real(held_out.size)))
+    sets = {"Real images": real, "VAE reconstruction": reconstructions(teacher, held_out, batch_size)}
+    for method, images in sets.items():
+        among = method == "Real images" and not held_out.independent
+        unknown = dict.fromkeys(("fid", "kid", "precision", "recall")) if among else {}
+        row = measure(images)
+        yield from ({"method": method, "dataset": d, **row(n), **unknown} for d, n in counts.items())
+    row = {"method": "Shuffled captions", "dataset": next(iter(counts)), "images": len(real), "fid": None}
+    for column, clip in measure.clips.items():  # 7 is no multiple of 3: other glyph, other level
+        text = np.roll(measure.references.clip_text[column], 7, axis=0)
+        row[column] = clip_score(clip.image_features(real), text)
+    yield row
+
+
+def reconstructions(teacher: Teacher, held_out: HeldOut, batch_size: int) -> np.ndarray:
+    """What the autoencoder makes, at the teacher's own size, of the prompts' real images: uint8 (n, size, size, 3)."""
+    parts = []
+    for images in held_out.real(teacher.image_size):
+        for pixels in to_pixels(images).split(batch_size):
+            parts.append(resize(teacher.decode(teacher.encode(pixels)).numpy(), held_out.size))
+    return np.concatenate(parts)
+
+
+def summary(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """What `dvc metrics show` prints: {dataset: {"fid_4": ...}}, or "fid_4_w3" where a system has several w.
+
+    FIDs to 0.1, CLIP scores to 0.01; without the points of Fig. 2b. Floors, which have no steps, go by their method.
+    """
+    several = len({row["guidance_scale"] for row in rows}) > 1
+    nested: dict[str, dict[str, float]] = {}
+    for row in (row for row in rows if row["dataset"] != CURVE):
+        end = f"{row['steps']}_w{row['guidance_scale']:g}" if several else row["steps"]
+        end = end or row["method"].lower().replace(" ", "_")
+        for metric, digits in (("fid", 1), ("fid_teacher", 1), ("clip_score", 2)):
+            if row[metric] is not None:
+                nested.setdefault(row["dataset"], {})[f"{metric}_{end}"] = round(row[metric], digits)
+    return nested

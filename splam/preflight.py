@@ -1,0 +1,250 @@
+"""What a profile still needs on this machine, before anything is spent; `make plan` runs it.
+
+    python -m splam.preflight sd15-w3 [--set a.b=c ...]
+
+Everything that the profile names is opened by the code that its stages use. What is missing is listed at once, with
+where it comes from and the command that fetches it; the exit status says whether anything is. Nothing is written, and
+the network is not used: of a hub, only the local cache is looked at.
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from splam.config import ROOT, CocoData, LaionData, Params, ParamsError, Pipeline, parse
+from splam.data.images import DataError
+from splam.distill.loop import KEEP
+from splam.profile import compose
+
+OK, NOTE, PROBLEM = "✓", "·", "✗"
+PEEK = 4  # samples of every shard that are looked at
+Line = tuple[str, str]  # a mark and a finding; that of a problem ends with its remedy
+
+
+def check(what: str, remedy: str, load: Callable[[], object]) -> Line:
+    """What `load` says of a thing that it opens, or why it cannot, and the remedy."""
+    try:
+        return OK, f"{what}: {load()}"
+    except (OSError, ValueError, RuntimeError) as error:
+        return PROBLEM, f"{what}: {str(error).splitlines()[0]}: {remedy}"
+
+
+def find(source: str) -> Path:
+    """The local folder or file of a source, or where the hub's local cache holds it. Raises FileNotFoundError."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    if (ROOT / source).exists():
+        return ROOT / source
+    try:
+        return Path(snapshot_download(source, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        raise FileNotFoundError("neither a local path nor in the hub's local cache") from None
+
+
+def download(source: str) -> str:
+    """The command that fetches what is needed of a pipeline: no safety checker, no other precision."""
+    call = f"DiffusionPipeline.download('{source}', safety_checker=None)"
+    return f'python -c "from diffusers import DiffusionPipeline; {call}"'
+
+
+def teacher(params: Params) -> tuple[list[Line], object | None]:
+    """Findings about teacher.source, and its pipeline where there is one."""
+    from splam.networks.teacher import TINY_MODELS, assemble_teacher, open_pipeline
+
+    source, opened = params.teacher.source, []
+
+    def load() -> Path:
+        if source != "tiny":
+            opened.append(open_pipeline(place := find(source)))
+            return place
+        with tempfile.TemporaryDirectory() as folder:
+            assemble_teacher(source, Path(folder))
+            opened.append(open_pipeline(folder))
+        return TINY_MODELS
+
+    fetch = f"git checkout {TINY_MODELS}" if source == "tiny" else download(source)
+    lines = [check(f"the teacher, {source}", f"{fetch}, or name another one in teacher.source", load)]
+    if not opened or params.data.kind != "laion":
+        return lines, *(opened or [None])
+    size, own = params.data.resolution, opened[0].unet.config.sample_size * opened[0].vae_scale_factor
+    if size != own:
+        lines.append((PROBLEM, f"data.resolution is {size}, the teacher's own size {own}: set it to {own}"))
+    return lines, opened[0]
+
+
+def shards(data: LaionData) -> Iterator[Line]:
+    """Findings about the training images: every local shard is opened, and its first samples are read."""
+    from splam.data.shards import expand_shards, is_url
+
+    names: dict[str, None] = {}
+    for pattern in data.shards:
+        try:
+            names |= dict.fromkeys(expand_shards([pattern]))
+        except DataError as error:
+            yield PROBLEM, f"{error} (img2dataset makes them: docs/stable-diffusion.md has its command)"
+    local = [name for name in names if not is_url(name)]
+    if len(local) < len(names):
+        yield NOTE, f"{len(names) - len(local):,} shards are URLs or commands: not looked at without the network"
+    faults = {name: fault for name in local if (fault := shard_fault(name))}
+    for name, fault in faults.items():
+        yield PROBLEM, f"shard {name}: {fault}: download it again, or take it out of data.shards"
+    if good := [name for name in local if name not in faults]:
+        size = sum((ROOT / name).stat().st_size for name in good) / 1e9
+        yield OK, f"{len(good):,} shards, {size:,.1f} GB; of each, the first samples can be trained on"
+
+
+def shard_fault(shard: str) -> str:
+    """What is wrong with the first samples of a local shard; empty if nothing is."""
+    from splam.data.shards import Tally, decoded, read_shard, usable
+
+    tally = Tally(1.0)
+    try:
+        samples = usable(itertools.islice(read_shard(shard, tally), PEEK), tally)
+        pairs = [sample for sample in samples if decoded(sample, 8, (0.5, 0.5), tally) is not None]
+    except DataError:
+        return "it holds no samples"
+    if tally.counts["truncated shards"]:
+        return "it is no whole tar archive"
+    return "" if pairs else f"none of its first {PEEK} samples is an image with a caption (.jpg and .txt)"
+
+
+def coco(data: CocoData, wanted: dict[str, int]) -> Iterator[Line]:
+    """Findings about COCO's images and caption lists; wanted: captions of "coco30k" and "coco5k" that are drawn."""
+    from splam.data.coco import SPLITS, coco_prompts, load_coco
+
+    for name, split in SPLITS.items():
+        zips = f"zips/{split}.zip", f"annotations/annotations_trainval{split[3:]}.zip"
+        key = f"data.coco.captions_{name.removeprefix('coco')}"
+        try:
+            prompts = coco_prompts(found := load_coco(Path(data.folder), split), name, data)
+        except DataError as error:
+            fetch = f" (wget {' '.join(f'http://images.cocodataset.org/{file}' for file in zips)})"
+            yield PROBLEM, f"{error}{fetch if 'unpack' in str(error) else ''}"
+            continue
+        yield OK, f"{split}: {len(found.images):,} images"
+        if len(prompts.captions) < wanted[name]:
+            few = f"{len(prompts.captions):,} captions, {wanted[name]:,} are drawn"
+            yield PROBLEM, f"{prompts.protocol} has {few}: give a longer list in {key}"
+        elif prompts.protocol != name:
+            yield NOTE, f"{name}: a seeded draw, and results say so; for the published list of captions set {key}"
+
+
+def features(name: str) -> Line:
+    """Whether the network of the FID is there."""
+    from cleanfid.downloads_helper import inception_url
+
+    from splam.measure.fid import inception_weights, load_features
+
+    path = inception_weights()
+    if name == "inception" and not path.is_file():
+        return PROBLEM, f"the FID's network is not at {path}: curl -L --create-dirs -o {path} {inception_url}"
+    return check("the FID's network", "install requirements.txt", lambda: load_features(name) and name)
+
+
+def clip(source: str, key: str) -> Line:
+    """Whether a CLIP score's model is there: a folder, or a name of open_clip's in the local cache."""
+    import open_clip
+    from huggingface_hub import try_to_load_from_cache
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    from splam.measure.clip import load_clip
+
+    if (ROOT / source).is_dir():
+        return check(f"{key}, {source}", f"git checkout {source}", lambda: load_clip(source).name)
+    architecture, _, weights = source.partition("/")
+    settings = open_clip.get_pretrained_cfg(architecture, weights)
+    if not settings:
+        return PROBLEM, f"{key} = {source!r} is neither a folder nor one of open_clip.list_pretrained(): name another"
+    repository, _, name = settings.get("hf_hub", "").rpartition("/")
+    cached = [Path("~/.cache/clip").expanduser() / Path(settings.get("url") or "-").name]
+    if repository:
+        names = [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+        cached += [try_to_load_from_cache(repository, name) for name in names]
+    if any(path and Path(str(path)).is_file() for path in cached):
+        return OK, f"{key}, {source}: in the local cache"
+    fetch = f"python -c \"import open_clip; open_clip.create_model('{architecture}', '{weights}')\""
+    return PROBLEM, f"{key}, {source}: not in the local cache: {fetch}"
+
+
+def other(key: str, settings: Pipeline) -> Line:
+    """Whether one of `pipelines`, with its adapter, can be opened."""
+    from splam.networks.pipelines import open_any
+
+    def load() -> Path:
+        adapter = str(find(settings.lora)) if settings.lora else None
+        open_any(place := find(settings.source), settings.scheduler, adapter)
+        return place
+
+    fetch = download(settings.source) + (f" and hf download {settings.lora}" if settings.lora else "")
+    return check(f"pipelines.{key}, {settings.source}", fetch, load)
+
+
+def machine(params: Params, pipeline) -> Iterator[Line]:
+    """What the disk and the GPUs have to hold."""
+    import torch
+
+    runs = params.runs.values()
+    parts = pipeline.unet, pipeline.vae, pipeline.text_encoder
+    unet, *others = (4 * sum(weight.numel() for weight in part.parameters()) for part in parts)
+    kept = (unet + sum(others)) * (1 + len(runs)) + unet * sum(len(run.training.snapshots) for run in runs)
+    scratch = 4 * unet * KEEP  # a student, its average and two moments
+    needed, free = (2 * kept + scratch) / 1e9, shutil.disk_usage(ROOT).free / 1e9
+    text = f"{needed:,.1f} GB for the teacher and {len(runs)} students, both in DVC's cache too, and for checkpoints"
+    room = "make room, or take runs out (--set runs.NAME=null)"
+    yield (OK, f"{text}; {free:,.1f} are free") if needed < free else (PROBLEM, f"{text}: {room}")
+    gpus, processes = torch.cuda.device_count(), max(run.training.processes for run in runs)
+    if not gpus and unet > 4e8:  # bytes: 100 M weights are not trained on a CPU
+        yield PROBLEM, "no GPU here: run it on a machine with CUDA GPUs"
+    elif 0 < gpus < processes:
+        accumulation = -(-processes * params.training.gradient_accumulation_steps // gpus)
+        fewer = f"--set training.processes={gpus} training.gradient_accumulation_steps={accumulation}"
+        yield PROBLEM, f"training.processes = {processes}, there are {gpus} GPUs: {fewer} keeps the global batch"
+
+
+def sections(params: Params) -> dict[str, list[Line]]:
+    """All findings, by section."""
+    lines, pipeline = teacher(params)
+    found, evaluation = {"Teacher": lines}, params.evaluation
+    if params.data.kind == "laion":
+        found["Shards"] = list(shards(params.data))
+        found["COCO"] = list(coco(params.data.coco, {"coco30k": evaluation.images, "coco5k": evaluation.small_images}))
+    clips = {key: getattr(evaluation, key) for key in ("clip", "clip_beside")}
+    networks = [clip(source, f"evaluation.{key}") for key, source in clips.items() if source]
+    found["Networks that measure"] = [features(evaluation.features), *networks]
+    found["Pipelines"] = [other(key, settings) for key, settings in params.pipelines.items()]
+    found["Machine"] = list(machine(params, pipeline)) if pipeline else [(NOTE, "known once the teacher is there")]
+    return {title: lines for title, lines in found.items() if lines}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status, 0 where nothing is missing."""
+    parser = argparse.ArgumentParser(prog="python -m splam.preflight", description=__doc__.splitlines()[0])
+    parser.add_argument("profile", help="a name in conf/profile")
+    parser.add_argument("--set", nargs="+", default=[], metavar="a.b=c", help="overrides")
+    options = parser.parse_args(arguments)
+    try:
+        params = parse(compose(options.profile, options.set), f"profile {options.profile}")
+    except ParamsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"Profile {params.profile}: {params.description}")
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars
+        found = sections(params)
+    for title, lines in found.items():
+        print("\n".join([f"\n{title}", *(f"  {mark} {text}" for mark, text in lines)]))
+    problems = sum(mark == PROBLEM for lines in found.values() for mark, _ in lines)
+    print(f"\nNot ready: {problems} of these, marked {PROBLEM}." if problems else "\nReady.")
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    os.environ |= {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
+    sys.exit(main())

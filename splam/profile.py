@@ -1,0 +1,65 @@
+"""Profiles: conf/profile/NAME.yaml over what it `extends`, composed into params.yaml.
+
+python -m splam.profile tiny [--set training.iterations=20 ...]
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from splam.config import PARAMS, ROOT, ParamsError, parse, read_yaml
+
+CONF = ROOT / "conf/profile"
+
+
+def compose(name: str, overrides: Sequence[str] = (), conf: Path = CONF) -> dict[str, Any]:
+    """Profile `name` over what it `extends`, then `a.b=c` overrides: the content of params.yaml.
+
+    Mappings merge, lists replace, and a key set to null is taken out. Raises ParamsError.
+    """
+    layers, seen, parent = [], [], name
+    while parent:
+        if parent in seen:
+            raise ParamsError(f"profiles extend each other: {' -> '.join([*seen, parent])}")
+        known = ", ".join(sorted(path.stem for path in conf.glob("*.yaml")))
+        layers.insert(0, read_yaml(conf / f"{parent}.yaml", f"the profiles are {known}"))
+        seen.append(parent)
+        parent = layers[0].pop("extends", None)
+    if wrong := [text for text in overrides if "=" not in text]:
+        raise ParamsError(f"override {wrong[0]!r} is not key=value")
+    merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(list(overrides)))
+    content = {"profile": name} | _without_nulls(OmegaConf.to_container(merged))
+    parse(content, f"profile {name}")
+    return content
+
+
+def _without_nulls(content: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in content.items() if value is not None}
+    return {key: _without_nulls(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m splam.profile", description="Compose a profile into params.yaml.")
+    parser.add_argument("profile", help="a name in conf/profile")
+    parser.add_argument("--set", nargs="+", default=[], metavar="a.b=c", help="overrides")
+    options = parser.parse_args(arguments)
+    try:
+        content = compose(options.profile, options.set)
+    except ParamsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    head = f"# Composed from conf/profile/{options.profile}.yaml by `python -m splam.profile {options.profile}`.\n"
+    PARAMS.write_text(head + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120))
+    time = f"; about {content['expected_minutes']:g} minutes from nothing" if "expected_minutes" in content else ""
+    print(f"Profile {options.profile}: {content.get('description', '')}, {len(content['runs'])} distillations{time}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Ablations: runs beside the reference that they differ from in one factor, paired by seed.
+
+params.ablations names the studies; tuning two methods with equal effort is two studies with equal runs. A run is better
+or worse than its reference where the 95 % t interval of ln(FID / the reference's) lies on one side of 0.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from splam.config import Params
+from splam.report.metrics import by_seed, steps_text, where
+from splam.report.rules import BELOW, FAILS, FID_UNIT, HOLDS, REAL, TEACHER, Part, ln_ratio
+from splam.report.tables import CONTENT, written
+
+VERDICTS = {HOLDS: "better", FAILS: "worse"}
+COLUMNS = ("study", "run", "factor", "value", "reference", "reference_value", "steps", "fid_of", "fid", "reference_fid")
+
+
+def differences(params: Params, run: str, reference: str) -> dict[str, tuple[Any, Any]]:
+    """The factors in which a run differs from another: {key: (its value, the other's)}, keys of Run and Training.
+
+    Snapshots, checkpoints and names leave a student as it is and do not count.
+    """
+    kept = {"name", "training", "variant", "ablation", "snapshots", "checkpoint_seconds"}
+    both = [params.runs[name] for name in (run, reference)]
+    ours, theirs = ({**run.model_dump(), **run.training.model_dump()} for run in both)
+    return {key: (ours[key], theirs[key]) for key in ours if key not in kept and ours[key] != theirs[key]}
+
+
+def records(params: Params, rows: pd.DataFrame, study: str) -> Iterator[dict[str, Any]]:
+    """A row for each run of a study, number of steps and FID. Raises ValueError where a run is no ablation."""
+    settings, reference = params.ablations[study], params.ablations[study].reference
+    for run in settings.runs:
+        changed = differences(params, run, reference)
+        if not changed or (len(changed) > 1 and run in settings.runs):
+            raise ValueError(
+                f"ablations.{study}: {run} differs from {reference} in {[*changed]}, which is not one factor"
+            )
+        sides = [", ".join(map(str, values)) for values in zip(*changed.values(), strict=True)]
+        facts = {"study": study, "run": run, "factor": ", ".join(changed), "reference": reference}
+        facts |= {"value": sides[0], "reference_value": sides[1]}
+        for steps, fid_of in itertools.product(params.evaluation.steps, (REAL, TEACHER)):
+            found = where(rows, dataset="unseen", final=True, steps=steps)
+            yield {**facts, "steps": steps, "fid_of": fid_of, **against(found, run, reference, fid_of)}
+
+
+def against(rows: pd.DataFrame, run: str, reference: str, fid_of: str) -> dict[str, Any]:
+    """A run against its reference over the seeds that both have: their mean FIDs and a Part's record."""
+    column = "fid" if fid_of == REAL else "fid_teacher"
+    both = [by_seed(where(rows, run=name), column) for name in (run, reference)]
+    means = pd.concat(both, axis=1, join="inner").mean()
+    part = Part(f"{run} / {reference}", FID_UNIT, ln_ratio(*both), BELOW)
+    facts = {"fid": means.iloc[0], "reference_fid": means.iloc[1], **part.record()}
+    return facts | {"verdict": VERDICTS.get(part.verdict, part.verdict)}
+
+
+def ablation_table(params: Params, evaluations: pd.DataFrame) -> pd.DataFrame:
+    """All studies: COLUMNS and a Part's record; evaluations: those of runs marked `ablation` too."""
+    found = [record for study in params.ablations for record in records(params, evaluations, study)]
+    return pd.DataFrame(found) if found else pd.DataFrame(columns=list(COLUMNS))
+
+
+def readable(study: pd.DataFrame) -> pd.DataFrame:
+    """A study as it is read, one row for each run: texts only, with '0.934 [0.901, 0.968], better' for a ratio."""
+    shown = []
+    for _, group in study.groupby("run", sort=False):
+        rows = group.to_dict("records")
+        line = {key.replace("_", " "): rows[0][key] for key in ("factor", "value", "reference_value", "seeds")}
+        for row in rows:
+            ratio, low, high = (f"{math.exp(row[key]):.3f}" for key in ("estimate", "low", "high"))
+            numbers = {"nan": ""}.get(ratio, f"{ratio}, ") if low == "nan" else f"{ratio} [{low}, {high}], "
+            name = f"FID to {row['fid_of']}, {steps_text(row['steps'])}"
+            line |= {name: written("fid", row["fid"]), f"ratio of {name}": numbers + row["verdict"]}
+        shown.append(line)
+    return pd.DataFrame(shown)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """All studies in Markdown."""
+    parts = [CONTENT["ablations"] if len(table) else "This profile has none."]
+    for study, rows in table.groupby("study", sort=False):
+        text = readable(rows).to_markdown(index=False, disable_numparse=True)
+        parts += [f"**{study}**, reference {rows['reference'].iloc[0]}", text]
+    return "\n\n".join(parts) + "\n"

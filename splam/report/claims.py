@@ -1,0 +1,163 @@
+"""The paper's claims C1 to C18 (claims.yaml), each held to its rule on saved numbers.
+
+Most are lists of comparisons; the functions here test the others. A claim about SPLAM is tested for each variant.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from splam.report import rules
+from splam.report.metrics import Metrics, expand, over, steps_text, variants, where
+from splam.report.rules import ABOVE, BELOW, FID_UNIT, REAL, TEACHER, Part, ln_ratio, short, system
+
+CLAIMS: dict[str, dict[str, Any]] = rules.CONTENT["claims"]
+SOLVER_SKIP = 20  # k_phi: at this k multiple estimation is one DDIM step, the same as none
+
+
+def latencies(metrics: Metrics, variant: str) -> Iterator[Part]:
+    """C9: medians in order, the paper's ratios beside them."""
+    medians = metrics.latency.set_index(["method", "steps"])["seconds_median"]
+    teacher = where(metrics.latency, method="Teacher")["seconds_median"]
+    times = {steps_text(n): medians.get(("SPLAM", n), math.nan) for n in (1, 2, 4)}
+    times["teacher"] = teacher.iloc[-1] if len(teacher) else math.nan
+    for fast, slow, paper in zip(times, [*times][1:], (12 / 9, 19 / 12, 259 / 19), strict=False):
+        ratio = math.log(times[slow] / times[fast])
+        facts = {"rule": "value", "note": f" (the paper's {paper:.2f})"}
+        yield Part(f"{slow} / {fast}", "ln ratio of seconds", () if math.isnan(ratio) else (ratio,), ABOVE, **facts)
+
+
+def slopes(fids: pd.DataFrame, x: Callable[[np.ndarray], np.ndarray]) -> pd.Series:
+    """Least-squares slope of ln FID on x(columns), for each seed that has two points (index: seed)."""
+    rows = {seed: row.dropna() for seed, row in fids.iterrows()}
+    fits = {s: np.polyfit(x(row.index.to_numpy(float)), np.log(row), 1)[0] for s, row in rows.items() if len(row) > 1}
+    return pd.Series(fits, dtype=float)
+
+
+def slopes_over_k(metrics: Metrics, variant: str) -> list[Part]:
+    """C10: at the k that both methods have without multiple estimation."""
+    rows = where(metrics.rows, final=True, guidance_scale=3, steps=4, dataset="unseen")
+    rows = rows[(rows["skip"] <= SOLVER_SKIP) | rows["multiple_estimation"].isin([False])]
+    lcm, ours = where(rows, method="LCM (fix w)"), where(rows, method="SPLAM", variant=variant)
+    common = tuple(set(lcm["skip"]) & set(ours["skip"]))
+    lcm, ours = (slopes(over(where(found, skip=common), "skip"), np.log) for found in (lcm, ours))
+    found = {"LCM's slope": lcm, "SPLAM's slope": ours, "LCM's slope - SPLAM's": (lcm - ours).dropna()}
+    return [Part(label, "slope of ln FID on ln k", tuple(values), ABOVE) for label, values in found.items()]
+
+
+def curve(metrics: Metrics, name: str, variant: str) -> pd.DataFrame:
+    """FID over training on Fig. 2b's sample: a row for each seed, a column for each iteration."""
+    rows = where(metrics.rows, dataset="unseen-curve", **system(name, variant))
+    return over(where(rows, steps=rows["steps"].max()), "iteration")
+
+
+def overtaken(metrics: Metrics, variant: str) -> Iterator[Part]:
+    """C12: at the first and the last iteration at which both were evaluated."""
+    ours, lcm = (curve(metrics, name, variant) for name in ("splam-3", "lcm-3"))
+    common = sorted(set(ours.columns) & set(lcm.columns))
+    ends = (common[0], common[-1]) if len(common) > 1 else (None, None)
+    for name, at, accept in zip(("first", "last"), ends, (ABOVE, BELOW), strict=True):
+        values = () if at is None else ln_ratio(ours[at], lcm[at])
+        note = "" if at is None else f" ({at:g} iterations)"
+        yield Part(f"SPLAM / LCM at the {name} evaluation", FID_UNIT, values, accept, note=note)
+
+
+def reach(fids: pd.DataFrame, goals: pd.Series) -> pd.Series:
+    """First iteration of each seed whose FID is at most its goal, or else the last one."""
+    found = {}
+    for seed, row in fids[fids.index.isin(goals.index)].iterrows():
+        row = row.dropna()
+        found[seed] = next((at for at, fid in row.items() if fid <= goals[seed]), row.index[-1])
+    return pd.Series(found, dtype=float)
+
+
+def convergence(metrics: Metrics, variant: str) -> Iterator[Part]:
+    """C13: iterations of SPLAM k = 100 + ME over those of the others; a run that never gets there is censored."""
+    curves = {name: curve(metrics, name, variant) for name in ("splam-3-k100-me", "splam-3", "lcm-3")}
+    goals = 1.05 * curves["lcm-3"].min(axis=1)
+    censored = {n: int((fids.min(axis=1) > goals.reindex(fids.index)).sum()) for n, fids in curves.items()}
+    (first, ours), *others = ((name, reach(fids, goals)) for name, fids in curves.items())
+    for name, slow in others:
+        late = censored[first], censored[name]
+        note = " ({} and {} censored)".format(*late) if any(late) else ""
+        label = f"SPLAM k = 100 + ME / {short(system(name, ''))}"
+        yield Part(label, "ln ratio of iterations", ln_ratio(ours, slow), BELOW, note=note)
+
+
+def neighbours(metrics: Metrics, variant: str) -> Iterator[Part]:
+    """C14: the x0 errors' ratio stands beside, for a constant map has delta = 0."""
+    rows = metrics.delta[(metrics.delta["t"] >= 119) & (metrics.delta["skip"].fillna(20) == 20)]
+    ours, lcm = where(rows, method="SPLAM", variant=variant), where(rows, method="LCM (fix w)")
+    scale = min(set(ours["guidance_scale"]) & set(lcm["guidance_scale"]), default=None)
+    for name, at in (("summed over t", {}), ("at t = 799", {"t": 799})):
+        chosen = [where(side, guidance_scale=scale, **at) for side in (ours, lcm)]
+        sums = [side.groupby("seed")[["delta_rms", "x0_error_rms"]].sum() for side in chosen]
+        values, errors = (ln_ratio(sums[0][column], sums[1][column]) for column in sums[0])
+        ratio = f"x0 error ratio {math.exp(np.mean(errors)):.3f}" if values else ""
+        note = f" ({ratio}; the paper: about 0.9 at t = 800)"
+        yield Part(f"delta {name}", "ln ratio of delta", values, BELOW, note=note)
+
+
+def guidance_trend(metrics: Metrics, variant: str) -> Iterator[Part]:
+    """C15: at the k that has the most w; the paper names none."""
+    rows = where(metrics.rows, final=True, method="SPLAM", variant=variant, steps=4, dataset="unseen")
+    rows = rows[(rows["skip"] <= SOLVER_SKIP) | rows["multiple_estimation"].isin([True])]
+    if len(rows):
+        rows = where(rows, skip=rows.groupby("skip")["guidance_scale"].nunique().idxmax())
+    for name, column in (("CLIP score", "clip_score"), ("FID", "fid")):
+        found = (row.dropna() for _, row in over(rows, "guidance_scale", column).iterrows())
+        enough = [row for row in found if {3, 12} <= set(row.index) and len(row) > 2]
+        rho = tuple(float(stats.spearmanr(row.index, row).statistic) for row in enough)
+        yield Part(f"rho of w and {name}", "Spearman's rho", rho, ABOVE, rule="range")
+
+
+def late_slopes(metrics: Metrics, variant: str) -> Iterator[Part]:
+    """C18: over the last third of training."""
+    for label, name, accept in (("LCM's", "lcm-3", ABOVE), ("SPLAM's", "splam-3", BELOW)):
+        fids = curve(metrics, name, variant)
+        slope = slopes(fids.loc[:, fids.columns >= fids.columns.max() * 2 / 3], lambda iteration: iteration / 1000)
+        unit = "slope of ln FID per 1,000 iterations"
+        yield Part(f"{label} slope in the last third", unit, tuple(slope), accept)
+
+
+TESTS = (latencies, slopes_over_k, overtaken, convergence, neighbours, guidance_trend, late_slopes)
+
+
+def parts_of(claim: dict[str, Any], metrics: Metrics, variant: str) -> list[Part]:
+    """The comparisons of one of CLAIMS, for one variant of SPLAM."""
+    if "test" in claim:
+        test = next(function for function in TESTS if function.__name__ == claim["test"])
+        return [part if part.values else replace(part, missing=claim["needs"]) for part in test(metrics, variant)]
+    entries = [entry for several in claim["compare"] for entry in expand(several)]
+    return [part for entry in entries for part in rules.compare(metrics, entry, variant)]
+
+
+def judge(metrics: Metrics) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The verdict on each claim and SPLAM variant (claims.csv), and every part behind them (claims_parts.csv).
+
+    A verdict's estimate, interval, region and unit are those of the part that settles it; seeds: the fewest of any
+    measured part. to_teacher_*, and parts with fid_of TEACHER: the same rule with the FID to the teacher's images.
+    """
+    verdicts, records = [], []
+    to_teacher = metrics.rows.assign(fid=metrics.rows["fid_teacher"].astype(float)).dropna(subset=["fid"])
+    for name, claim in CLAIMS.items():
+        for variant in (variants(metrics.rows) if claim.get("about_splam", True) else []) or [""]:
+            key, parts = {"id": name, "variant": variant}, parts_of(claim, metrics, variant)
+            again = parts_of(claim, replace(metrics, rows=to_teacher), variant) if claim.get("by_fid", True) else []
+            verdicts.append({**key, "claim": claim["text"], "where": claim["where"], **_verdict(parts, again)})
+            for fid_of, side in ((REAL, parts), (TEACHER, again)):
+                records += [{**key, "fid_of": fid_of, **part.record()} for part in side]
+    return tuple(pd.DataFrame(found).astype({"seeds": "Int64"}) for found in (verdicts, records))
+
+
+def _verdict(parts: list[Part], again: list[Part]) -> dict[str, object]:
+    seeds = [len(part.values) for part in parts if part.values and part.rule != "value"]
+    found = {"measured": rules.describe(parts), **rules.decisive(parts).record()}
+    found |= {"seeds": min(seeds, default=None), "verdict": rules.combine(parts)}
+    found |= {"to_teacher_verdict": rules.combine(again) if again else ""}
+    return found | {"to_teacher_measured": rules.describe(again) if again else ""}

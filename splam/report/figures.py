@@ -1,0 +1,197 @@
+"""Figures 2a, 2b, 2c and 3b, their points and the plot of those (figures.yaml), and the picture of all comparisons."""
+
+import io
+import math
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from splam.report.metrics import Metrics, where
+
+CONTENT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+FIGURES: dict[str, dict[str, Any]] = CONTENT["figures"]
+STYLES: dict[str, list[str]] = CONTENT["styles"]  # colour and marker
+STUDENTS = ("LCM (fix w)", "SPLAM")
+
+
+def named(rows: pd.DataFrame, methods: tuple[str, ...]) -> pd.DataFrame:
+    """Rows of some methods with their name in figures as `student`, and multiple estimation as a bool `me`."""
+    rows = where(rows, method=methods)
+    names = rows["method"].replace("LCM (fix w)", "LCM").where(rows["variant"] == "", "SPLAM (" + rows["variant"] + ")")
+    return rows.assign(student=names, me=rows["multiple_estimation"].isin([True]))
+
+
+def average(rows: pd.DataFrame, keys: list[str], *values: str) -> pd.DataFrame:
+    """Means over seeds for each combination of keys: columns keys, VALUE, VALUE_se, seeds.
+
+    VALUE_se: the standard error over seeds; of a single one the rows' own, if they have any.
+    """
+    groups, found = rows.dropna(subset=[values[0]]).groupby(keys, sort=True, dropna=False), {}
+    for value in values:
+        own = groups[f"{value}_se"].mean() if f"{value}_se" in rows else None
+        found |= {value: groups[value].mean(), f"{value}_se": groups[value].sem().fillna(own)}
+    return pd.DataFrame({**found, "seeds": groups.size()}).reset_index()
+
+
+def with_series(points: pd.DataFrame) -> pd.DataFrame:
+    """Points with the name of their line as `series`: 'SPLAM (scaled input), k = 100 + ME'."""
+    path = [f", k = {k:g}" + " + ME" * bool(me and k > 20) for k, me in zip(points["skip"], points["me"], strict=True)]
+    path = pd.Series(path, index=points.index, dtype=object).where(points["skip"].notna(), "")
+    return points.assign(series=points["student"] + path)
+
+
+def figure2a_points(metrics: Metrics) -> pd.DataFrame:
+    """FID against k at w = 3, 4 steps; the teacher has no k.
+
+    At k = 20 multiple estimation is one DDIM step, so that point belongs to both of a student's lines.
+    """
+    rows = where(metrics.rows, final=True, dataset="unseen", guidance_scale=3)
+    students = named(where(rows, steps=4), STUDENTS)
+    near, far = students[students["skip"] <= 20], students[students["skip"] > 20]
+    lines = pd.concat([far, near[~near["student"].isin(far["student"])]])[["student", "me"]].drop_duplicates()
+    both = near.drop(columns="me").merge(lines, on="student")
+    points = average(pd.concat([both, far, named(rows, ("Teacher",))]), ["student", "me", "skip"], "fid")
+    return points.assign(series=points["student"] + [" + ME" * bool(me) for me in points["me"]])
+
+
+def figure2b_points(metrics: Metrics) -> pd.DataFrame:
+    """FID over training at w = 3, to real images and to the teacher's, and of the undistilled network (iteration 0)."""
+    rows = named(where(metrics.rows, dataset="unseen-curve", guidance_scale=3), (*STUDENTS, "Undistilled"))
+    return with_series(average(rows, ["student", "me", "skip", "iteration"], "fid", "fid_teacher"))
+
+
+def figure2c_points(metrics: Metrics) -> pd.DataFrame:
+    """delta(t, 20) and the x0 error."""
+    keys = ["student", "guidance_scale", "run", "t"]
+    points = average(named(metrics.delta, STUDENTS), keys, "delta_rms", "delta_l2", "x0_error_rms")
+    several = points.groupby("student")["run"].nunique().max() > 1
+    return points.assign(series=points["student"] + (", " + points["run"] if several else ""))
+
+
+def figure3b_points(metrics: Metrics) -> pd.DataFrame:
+    """FID and CLIP score at the w of every student, and of the teacher, that was measured at several."""
+    rows = where(metrics.rows, final=True, dataset="unseen")
+    rows = pd.concat([named(where(rows, steps=4), STUDENTS), named(rows, ("Teacher",))])
+    points = with_series(average(rows, ["student", "skip", "me", "guidance_scale"], "fid", "clip_score"))
+    return points[points.groupby("series")["series"].transform("size") > 1].reset_index(drop=True)
+
+
+def plotted_points(metrics: Metrics) -> dict[str, pd.DataFrame]:
+    """The points of each figure that has a student, by name."""
+    functions = (figure2a_points, figure2b_points, figure2c_points, figure3b_points)
+    found = {function.__name__.removesuffix("_points"): function(metrics) for function in functions}
+    return {name: p for name, p in found.items() if set(p["student"]) - {"Teacher", "Undistilled"}}
+
+
+def plot(name: str, points: pd.DataFrame, metrics: Metrics) -> Figure:
+    """A figure of figures.yaml, whose words {fid} and {clip} stand for the metrics' names."""
+    labels = {"fid": metrics.fact("fid_name"), "clip": metrics.fact("clip_name")}
+    panels = [panel for panel in FIGURES[name]["panels"] if points[panel["y"]].notna().any()]
+    figure = Figure((2.4 + 4 * len(panels), 4.2), layout="constrained", facecolor="white")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, panel in zip(axes, panels, strict=True):
+        _lines(axis, points, panel)
+        _scales(axis, points, panel)
+        axis.set(xlabel=panel["xlabel"].format(**labels), ylabel=panel["ylabel"].format(**labels))
+        title = textwrap.wrap(panel["title"], 78 if len(panels) == 1 else 58)
+        axis.set_title("\n".join(title), loc="left", fontsize=10.5)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color="#dddddd", linewidth=0.7)
+    axes[0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _lines(axis: Axes, points: pd.DataFrame, panel: dict[str, Any]) -> None:
+    """A line for each series; what has no x, and the undistilled network, is a level."""
+    x, y = panel["x"], panel["y"]
+    level = points[x].isna() | (points["student"] == "Undistilled")
+    for row in points[level].to_dict("records"):
+        axis.axhline(row[y], color=STYLES[row["student"]][0], linestyle=":", linewidth=1.2, label=row["series"])
+    for series, line in points[~level].groupby("series", sort=False):
+        colour, marker = STYLES.get(line["student"].iloc[0], STYLES["other"])
+        solid = "me" not in line or " + ME" in series or series == "Teacher"  # without multiple estimation: dashed
+        style = {"color": colour, "marker": marker, "markersize": 6.5 if len(line) < 20 else 3, "capsize": 3}
+        style |= {"linestyle": "-" if solid else "--", "markerfacecolor": colour if solid else "white"}
+        axis.errorbar(line[x], line[y], line[f"{y}_se"], line.get(f"{x}_se"), label=series, **style)
+        for row in line.to_dict("records") if "note" in panel else ():
+            offset = {"xytext": (6, 5), "textcoords": "offset points"}
+            axis.annotate(f"{row[panel['note']]:g}", (row[x], row[y]), fontsize=8, color=colour, **offset)
+
+
+def _scales(axis: Axes, points: pd.DataFrame, panel: dict[str, Any]) -> None:
+    """From 0, or logarithmic with plain numbers where the values span more than a factor of 4."""
+    if panel.get("log_x"):
+        ticks = sorted(points[panel["x"]].dropna().unique())
+        axis.set_xscale("log")
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_xticks([], minor=True)
+    if panel.get("from_zero"):
+        axis.set_ylim(bottom=0)
+    elif points[panel["y"]].max() > 4 * points[panel["y"]].min():
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(lambda v, _: f"{v:g}" if f"{v:.0e}"[0] in "235" else "")
+
+
+def forest(rows: pd.DataFrame, title: str = "") -> Figure:
+    """A panel for each unit of the rows that were measured; rows: id, variant and a Part's record each."""
+    panels = [panel.to_dict("records") for _, panel in rows[rows["estimate"].notna()].groupby("unit", sort=False)]
+    heights = [len(panel) + 1.6 for panel in panels] or [1]
+    figure = Figure((8.6, 0.24 * sum(heights) + 0.4 * bool(title) + 0.1), layout="constrained", facecolor="white")
+    axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axis, panel in zip(axes, panels, strict=False):
+        _panel(axis, panel)
+    if not panels:
+        axes[0].axis("off")
+        axes[0].text(0, 0.5, "nothing measured")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
+    return figure
+
+
+def _panel(axis: Axes, rows: list[dict[str, Any]]) -> None:
+    """One unit's rows, top to bottom; ln ratios are read as ratios, on a logarithmic axis."""
+    seeds = [[float(value) for value in str(row["values"]).split()] for row in rows]
+    numbers = [row[key] for row in rows for key in ("estimate", "low", "high", "accept_low", "accept_high")]
+    shown = np.array([0.0, *numbers, *(value for values in seeds for value in values)])
+    shown = shown[np.isfinite(shown)]
+    margin = 0.08 * (np.ptp(shown) or 1.0)
+    low, high = shown.min() - margin, shown.max() + margin
+    for y, (row, values) in enumerate(zip(rows, seeds, strict=True)):
+        colour, marker = STYLES.get(row["verdict"], STYLES["one seed"])
+        left, right = max(row["accept_low"], low), min(row["accept_high"], high)
+        axis.fill_betweenx([y - 0.42, y + 0.42], left, right, color=STYLES["holds"][0], alpha=0.13, linewidth=0)
+        axis.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.8)
+        axis.plot(values, [y] * len(values), "|", color=colour, markersize=6, alpha=0.7)
+        face = colour if row["verdict"] in STYLES else "white"
+        axis.plot(row["estimate"], y, marker=marker, color=colour, markerfacecolor=face, markersize=6)
+    names = [f"{row['id']} ({row['variant']})" if row["variant"] else row["id"] for row in rows]
+    labels = [textwrap.shorten(f"{n}: {row['part']}", 88, placeholder=" …") for n, row in zip(names, rows, strict=True)]
+    axis.set_yticks(range(len(rows)), labels)
+    axis.tick_params(labelsize=7.5)
+    axis.tick_params(axis="y", length=0)
+    axis.axvline(0, color="#222222", linewidth=0.8)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    unit = rows[0]["unit"]
+    axis.set_xlabel(unit.removeprefix("ln "), fontsize=8)
+    if unit.startswith("ln ratio"):
+        ratios = [v for v in MaxNLocator(7).tick_values(math.exp(low), math.exp(high)) if v > 0]
+        axis.set_xticks([math.log(v) for v in ratios], [f"{v:.4g}" for v in ratios])
+    axis.set(xlim=(low, high), ylim=(len(rows) - 0.5, -0.5))
+
+
+def png(figure: Figure, colours: int | None = None) -> bytes:
+    """The figure as PNG, without the notes that would change its bytes; fewer colours make a smaller file."""
+    buffer, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    if colours is None:
+        return buffer.getvalue()
+    Image.open(buffer).convert("RGB").quantize(colours).save(small, "PNG", optimize=True)
+    return small.getvalue()

@@ -1,0 +1,117 @@
+"""The saved numbers of a profile, reports/PROFILE/metrics, as frames, and how to pick rows from them."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+MEASURES = ("fid", "fid_teacher", "clip_score", "clip_score_beside", "kid", "precision", "recall", "rmse_teacher")
+COMPARABLE = ("fid_name", "clip_name", "references", "captions")  # numbers that differ in these are never compared
+QUOTED = ("protocol", *COMPARABLE, "clip_name_beside", "dtype", "first_sample_seed", "sampler")
+TEXTS = ("system", "run", "method", "variant", "dataset", *QUOTED)
+COLUMNS = (
+    *(*TEXTS, *MEASURES, "guidance_scale", "skip", "multiple_estimation", "seed", "iteration", "steps", "images"),
+    *("final", "ablation", "t", "delta_rms", "delta_rms_se", "delta_l2", "delta_l2_se", "x0_error_rms"),
+    "seconds_median",
+)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """All saved numbers of a profile, each frame with COLUMNS; what was not measured has no rows.
+
+    rows: the evaluations that claims, tables and figures are made from; evaluations: those of `ablation` runs too.
+    """
+
+    rows: pd.DataFrame
+    evaluations: pd.DataFrame
+    floors: pd.DataFrame
+    delta: pd.DataFrame
+    latency: pd.DataFrame
+    world: pd.DataFrame
+
+    def fact(self, column: str) -> str:
+        """What the evaluations are quoted with, such as fid_name: the values of one of QUOTED."""
+        return "; ".join(sorted(set(self.evaluations[column]) - {""})) or f"{column} not recorded"
+
+
+def load_metrics(folder: Path) -> Metrics:
+    """Read a folder of metrics. Raises ValueError if rows of one dataset cannot be compared."""
+
+    def read(pattern: str) -> pd.DataFrame:  # a hash is a text even where it has digits alone
+        return _frame([pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str)) for path in sorted(folder.glob(pattern))])
+
+    evaluations, floors, delta = read("evaluate/*.csv"), read("floors.csv"), read("delta.csv")
+    check_comparable(pd.concat([evaluations, floors]))
+    world = _frame([pd.DataFrame(json.loads(path.read_text())["rows"]) for path in folder.glob("world.json")])
+    rows, delta = where(evaluations, ablation=False), where(delta, ablation=False)
+    return Metrics(rows, evaluations, floors, delta, read("latency.csv"), world)
+
+
+def _frame(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """Frames as one, with COLUMNS; an absent text is empty, a row is final and no ablation unless it says so."""
+    frame = pd.concat([pd.DataFrame(columns=list(COLUMNS), dtype=float), *frames], ignore_index=True)
+    texts = {name: frame[name].astype(object).where(frame[name].notna(), "") for name in TEXTS}
+    return frame.assign(**texts, final=~frame["final"].isin([False]), ablation=frame["ablation"].isin([True]))
+
+
+def check_comparable(rows: pd.DataFrame) -> None:
+    """Raises ValueError where rows of one dataset differ in their metric, references or captions."""
+    for column in COMPARABLE:
+        for dataset, known in rows[rows[column] != ""].groupby("dataset"):
+            found = known.groupby(column)["system"].first().to_dict()
+            if len(found) > 1:
+                raise ValueError(
+                    f"evaluations on {dataset} differ in {column}, {found}: their numbers cannot be compared; "
+                    "delete the metrics files that no longer belong to the profile"
+                )
+
+
+def where(rows: pd.DataFrame, **values: object) -> pd.DataFrame:
+    """The rows whose columns have the given values; a tuple allows each of its values."""
+    keep = np.ones(len(rows), dtype=bool)
+    for column, value in values.items():
+        keep &= rows[column].isin(value).to_numpy() if isinstance(value, tuple) else rows[column].to_numpy() == value
+    return rows[keep]
+
+
+def distinct(rows: pd.DataFrame, *keys: str) -> pd.DataFrame:
+    """The rows themselves. Raises ValueError if two have the same keys: two runs that cannot be told apart."""
+    if rows.duplicated(list(keys)).any():
+        runs = ", ".join(sorted(set(rows["run"])))
+        raise ValueError(f"several rows for one seed among the runs {runs}: give them variants or drop one")
+    return rows
+
+
+def by_seed(rows: pd.DataFrame, value: str) -> pd.Series:
+    """One value for each seed (index: seed)."""
+    return distinct(rows[rows[value].notna()], "seed").set_index("seed")[value].astype(float)
+
+
+def over(rows: pd.DataFrame, column: str, value: str = "fid") -> pd.DataFrame:
+    """A row for each seed, a column for each of a column's values."""
+    rows = distinct(rows[rows[value].notna() & rows[column].notna()], "seed", column)
+    return rows.pivot(index="seed", columns=column, values=value).astype(float)
+
+
+def variants(rows: pd.DataFrame) -> list[str]:
+    """SPLAM's variants in rows, the paper's raw input first, then the scaled one."""
+    usual = ["raw input", "scaled input"]
+    found = set(where(rows, method="SPLAM")["variant"]) - {""}
+    return sorted(found, key=lambda variant: (usual.index(variant) if variant in usual else len(usual), variant))
+
+
+def expand(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every combination of the members of an entry's lists."""
+    lists = [value if isinstance(value, list) else [value] for value in entry.values()]
+    return (dict(zip(entry, values, strict=True)) for values in itertools.product(*lists))
+
+
+def steps_text(count: float) -> str:
+    """'1 step', '4 steps'."""
+    return "1 step" if count == 1 else f"{count:g} steps"

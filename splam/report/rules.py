@@ -1,0 +1,188 @@
+"""How a claim is judged: a number for each seed, its interval, and the region that the claim says it lies in.
+
+A part holds if its interval over seeds lies inside the region, does not hold if it lies wholly outside, and is within
+noise otherwise; a claim needs each of its parts.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import yaml
+from scipy import stats
+
+from splam.report.metrics import Metrics, by_seed, steps_text, where
+
+HOLDS, FAILS, NOISE = "holds", "does not hold", "within noise"
+ONE_SEED, MISSING = "one seed, not tested", "not measured"
+CONTENT = yaml.safe_load((Path(__file__).parent / "claims.yaml").read_text())
+UNTRAINED = ("DDIM", "DPM-Solver", "DPM-Solver++", "UniPC", "Teacher")  # one evaluation serves every student's seed
+SD_CLIP_MARGIN = 0.2
+SD_CLIP_RANGE = 25.0  # assumed range of Stable Diffusion's CLIP score: Table 1's best, 31.5, less its noise, about 6
+BELOW, ABOVE = (-math.inf, 0.0), (0.0, math.inf)
+FID_UNIT = "ln ratio of FID"
+NAMES = {"fid": ("FID", FID_UNIT, " / "), "clip_score": ("CLIP score", "CLIP score difference", " - ")}
+REAL, TEACHER = "real images", "the teacher's images"  # what an FID is measured against
+
+
+def interval(values: Sequence[float], level: float) -> tuple[float, float]:
+    """Student's t interval for the mean of values; (nan, nan) for fewer than two."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def ln_ratio(a: pd.Series, b: pd.Series) -> tuple[float, ...]:
+    """ln(a / b) for each seed that both have (index: seed)."""
+    return tuple(np.log(a / b).dropna())
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison of a claim: a number for each seed, and the open region `accept` that they should lie in.
+
+    rule: "t" takes the t interval over seeds, "range" every seed by itself, "value" the one number as it is.
+    """
+
+    label: str
+    unit: str
+    values: tuple[float, ...]
+    accept: tuple[float, float]
+    level: float = 0.95
+    rule: Literal["t", "range", "value"] = "t"
+    missing: str = ""
+    note: str = ""
+
+    @property
+    def estimate(self) -> float:
+        """The mean over seeds."""
+        return float(np.mean(self.values)) if self.values else math.nan
+
+    @cached_property
+    def bounds(self) -> tuple[float, float]:
+        """The interval that is compared with `accept`; nan where it cannot be computed."""
+        if self.rule == "value" and self.values:
+            return self.values[0], self.values[0]
+        if self.rule == "range" and len(self.values) > 1:
+            return min(self.values), max(self.values)
+        return interval(self.values, self.level)
+
+    @property
+    def verdict(self) -> str:
+        """HOLDS, FAILS, NOISE, ONE_SEED or MISSING."""
+        if self.missing or not self.values:
+            return MISSING
+        low, high = self.bounds
+        if math.isnan(low):
+            return ONE_SEED
+        if self.accept[0] < low and high < self.accept[1]:
+            return HOLDS
+        return FAILS if low > self.accept[1] or high < self.accept[0] else NOISE
+
+    @property
+    def excess(self) -> float:
+        """How far the estimate lies outside the claimed region; negative inside."""
+        return max(self.accept[0] - self.estimate, self.estimate - self.accept[1])
+
+    def __str__(self) -> str:
+        is_ratio = self.unit.startswith("ln ratio")
+        mean, low, high = (f"{math.exp(v):.3f}" if is_ratio else f"{v:+.3g}" for v in (self.estimate, *self.bounds))
+        spread = f" [{low}, {high}]"
+        if math.isnan(self.bounds[0]):
+            spread = " (as claimed)" if self.excess < 0 else " (not as claimed)"
+        unit = self.unit.removeprefix("ln ") if is_ratio else self.unit
+        return f"{self.label}: {unit} {mean}{'' if self.rule == 'value' else spread}{self.note}"
+
+    def record(self) -> dict[str, object]:
+        """The part as a row of claims_parts.csv and of the forest picture."""
+        numbers = {"estimate": self.estimate, "low": self.bounds[0], "high": self.bounds[1]}
+        region = {"accept_low": self.accept[0], "accept_high": self.accept[1], "excess": self.excess}
+        seeds = {"values": " ".join(f"{value:.4g}" for value in self.values)}
+        seeds["seeds"] = len(self.values) if self.rule != "value" else None
+        return {"part": self.label, "unit": self.unit, **numbers, **region, **seeds, "verdict": self.verdict}
+
+
+def combine(parts: Sequence[Part]) -> str:
+    """A claim of several parts needs each: one that does not hold settles it, then what is missing or untested."""
+    found = {part.verdict for part in parts}
+    return next(v for v in (FAILS, MISSING, ONE_SEED, NOISE, HOLDS) if v in found)
+
+
+def decisive(parts: Sequence[Part]) -> Part:
+    """The part that settles the verdict: of those that share it, the one furthest from the claimed region."""
+    settled = [part for part in parts if part.verdict == combine(parts)]
+    return max(settled, key=lambda part: -math.inf if math.isnan(part.excess) else part.excess)
+
+
+def describe(parts: Sequence[Part], most: int = 8) -> str:
+    """What was measured, in one line; of more than `most` parts, how many agree and which is furthest off."""
+    known = [part for part in parts if part.verdict != MISSING]
+    lost = [part.missing or f"a shared seed of '{part.label}'" for part in parts if part.verdict == MISSING]
+    texts, lost = [str(part) for part in known], list(dict.fromkeys(lost))
+    if len(known) > most:
+        agree = sum(part.excess < 0 for part in known)
+        texts = [f"{agree} of {len(known)} comparisons on the claimed side; furthest off: {decisive(known)}"]
+    more = [f"and {len(lost) - 2} more"] if len(lost) > 2 else []
+    return "; ".join(texts + [f"{MISSING}: {'; '.join([*lost[:2], *more])}"] * bool(lost))
+
+
+def system(name: str, variant: str) -> dict[str, Any]:
+    """The columns that pick the rows of a system of claims.yaml, SPLAM in one of its variants."""
+    found = CONTENT["systems"][name]
+    return found | {"variant": variant} if found["method"] == "SPLAM" and variant else found
+
+
+def short(system: dict[str, Any]) -> str:
+    """'SPLAM k = 100 + ME'."""
+    path = f" k = {system['skip']}" if "skip" in system else ""
+    return system["method"] + path + " + ME" * system.get("multiple_estimation", False)
+
+
+def region(metrics: Metrics, entry: dict[str, Any]) -> tuple[float, float]:
+    """Where an entry of claims.yaml says that its numbers lie.
+
+    The margin of CLIP scores is 0.2 for Stable Diffusion's, elsewhere that share of real - shuffled captions.
+    """
+    if entry.get("within") != "clip margin":
+        margin = math.log(entry.get("within", entry.get("below", 1.0)))
+        return (-margin if "within" in entry else -math.inf, margin) if entry["metric"] == "fid" else ABOVE
+    scores = where(metrics.floors, dataset=entry["dataset"]).set_index("method")["clip_score"]
+    real, shuffled = (scores.get(name, math.nan) for name in ("Real images", "Shuffled captions"))
+    share = 1.0 if "ViT-g-14" in metrics.fact("clip_name") else float(real - shuffled) / SD_CLIP_RANGE
+    return -SD_CLIP_MARGIN * share, SD_CLIP_MARGIN * share
+
+
+def label(entry: dict[str, Any], systems: list[dict[str, Any]], steps: list[int]) -> str:
+    """'SPLAM / LCM (fix w), 2 steps, w = 8, unseen', with k where one method is compared with itself."""
+    same = systems[0]["method"] == systems[1]["method"]
+    names = NAMES[entry["metric"]][2].join(short(side) if same else side["method"] for side in systems)
+    counts = steps_text(steps[1]) if steps[0] == steps[1] else f"{steps[0]} / {steps_text(steps[1])}"
+    return f"{names}, {counts}, w = {systems[0]['guidance_scale']:g}, {entry['dataset']}"
+
+
+def compare(metrics: Metrics, entry: dict[str, Any], variant: str) -> Iterator[Part]:
+    """The part that an entry of claims.yaml stands for, for one variant of SPLAM; none where it is not asked for."""
+    entry = {"dataset": "unseen", "metric": "fid", **entry}
+    systems = [system(entry[side], variant) for side in ("a", "b")]
+    steps = entry["steps"] if isinstance(entry["steps"], list) else [entry["steps"]] * 2
+    rows = [where(metrics.rows, final=True, dataset=entry["dataset"], **side) for side in systems]
+    if "where_measured" in entry and not all(map(len, rows)):
+        return
+    a, b = (by_seed(where(found, steps=n), entry["metric"]) for found, n in zip(rows, steps, strict=True))
+    name, unit, _ = NAMES[entry["metric"]]
+    accept, level = region(metrics, entry), 0.90 if "within" in entry else 0.95
+    lost = []
+    for side, count, found in zip(systems, steps, (a, b), strict=True):
+        at = f"w = {side['guidance_scale']:g}, {steps_text(count)}, {entry['dataset']}"
+        lost += [f"no {name} of {short(side)}, {at}"] if found.empty else []
+    lost += [f"CLIP score floors of {entry['dataset']}"] if math.isnan(accept[0]) else []
+    if systems[1]["method"] in UNTRAINED and len(b) == 1:
+        b = pd.Series(b.iloc[0], a.index)
+    values = ln_ratio(a, b) if entry["metric"] == "fid" else tuple((a - b).dropna())
+    yield Part(label(entry, systems, steps), unit, values, accept, level, missing="".join(lost[:1]))

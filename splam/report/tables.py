@@ -1,0 +1,125 @@
+"""Tables 1 and 2: selections of measured rows (tables.yaml) beside the paper's numbers (paper/*.csv).
+
+A row's `source` is "measured", "cited" (only the paper has a number) or "not measured" (its cells are empty). Every
+table has its floors: what the metrics give for real images, for reconstructions, and for other images' captions.
+"""
+
+import math
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from splam.report.metrics import MEASURES, Metrics, distinct, expand, variants, where
+
+CONTENT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+TABLES: dict[str, dict[str, Any]] = CONTENT["tables"]
+NAMES: dict[str, str] = CONTENT["columns"]
+
+
+def lines_of(table: dict[str, Any], rows: pd.DataFrame, pipelines: Collection[str]) -> Iterator[dict[str, Any]]:
+    """The columns that pick out each of a table's lines, dataset by dataset: the methods, pipelines, floors."""
+    scale = {"guidance_scale": table["guidance_scale"]}
+    for dataset in table["datasets"]:
+        for entry in table["lines"]:
+            if entry["method"] == "SPLAM":  # the paper's raw input and the scaled one always, others if measured
+                measured = variants(where(rows, skip=entry["skip"], **scale))
+                entry = {"variant": list(dict.fromkeys(["raw input", "scaled input", *measured])), **entry}
+            if entry.get("dataset", dataset) == dataset:
+                yield from expand({"dataset": dataset, **scale, **entry})
+        for row in where(rows, system=tuple(pipelines), dataset=dataset).to_dict("records"):
+            yield {key: row[key] for key in ("method", "steps", "dataset", "system", "guidance_scale")}
+        yield from ({"method": floor, "dataset": dataset} for floor in table["floors"])
+
+
+def summary(found: pd.DataFrame) -> dict[str, object]:
+    """Means over seeds, standard errors where there are several, counts, and the source."""
+    numbers = distinct(found, "seed")[list(MEASURES)].astype(float)
+    values = numbers.mean().to_dict() | {f"{m}_se": numbers[m].sem() for m in ("fid", "clip_score")}
+    counts = {"seeds": len(found), "images": int(found["images"].iloc[0])} if len(found) else {}
+    return values | counts | {"source": "measured" if len(found) else "not measured"}
+
+
+def measured(table: dict[str, Any], metrics: Metrics, pipelines: Collection[str]) -> pd.DataFrame:
+    """The table's own rows, with `base`, the method alone, beside a `method` that names SPLAM's variant."""
+    rows, records = where(pd.concat([metrics.rows, metrics.floors]), final=True), []
+    for line in lines_of(table, metrics.rows, pipelines if table["compares"] else ()):
+        name = f"{line['method']} ({line['variant']})" if "variant" in line else line["method"]
+        records.append({"base": line["method"], **line, "method": name, **summary(where(rows, **line))})
+    return pd.DataFrame(records)
+
+
+def compared(found: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
+    """Rows with their latency, and splam_ratio: the FID of SPLAM in 4 steps (scaled input if measured) over theirs."""
+    seconds = latency.rename(columns={"method": "base", "seconds_median": "latency_s"})[["base", "steps", "latency_s"]]
+    as_lcm = where(seconds, base="SPLAM").assign(base="LCM (fix w)")  # both publish the same network
+    found = found.merge(pd.concat([seconds, as_lcm]), how="left", on=["base", "steps"])
+    ours = where(found, base="SPLAM", steps=4).set_index("variant")["fid"]
+    ours = ours.reindex(["scaled input", "raw input"]).dropna()
+    return found.assign(splam_ratio=(ours.iloc[0] if len(ours) else math.nan) / found["fid"].where(found["steps"] > 0))
+
+
+def build_table(name: str, metrics: Metrics, pipelines: Collection[str] = ()) -> pd.DataFrame:
+    """A table by its name; pipelines: the systems that are pipelines of others' making, rows of Table 2."""
+    keys, paper = ["base", "dataset", "steps"], pd.read_csv(Path(__file__).parent / "paper" / f"{name}.csv")
+    found = measured(TABLES[name], metrics, pipelines)
+    found = compared(found, metrics.latency) if TABLES[name]["compares"] else found
+    cited = paper[~paper.set_index(keys).index.isin(found.set_index(keys).index)]
+    cited = cited.assign(method=cited["base"], dataset=None, source="cited")
+    found = found.merge(paper.drop(columns="family", errors="ignore"), how="left", on=keys)
+    whole = pd.concat([found, cited]).reindex(columns=CONTENT["saved"])
+    whole = whole.astype(dict.fromkeys(("steps", "seeds", "images", "skip"), "Int64"))
+    return whole[[column for column in whole if column in CONTENT["always"] or whole[column].notna().any()]]
+
+
+def written(column: str, value: object, error: object = None, grouping: str = ",") -> str:
+    """A cell as it is written: numbers in the formats of tables.yaml, with their error if any; empty if missing."""
+    if pd.isna(value):
+        return ""
+    form = next((form for start, form in CONTENT["formats"].items() if column.startswith(start)), ".6g")
+    text = f"{value:z{grouping if form.endswith('f') else ''}{form}}" if isinstance(value, float) else str(value)
+    return text if pd.isna(error) else f"{text} ± {written(column, error)}"
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table with its numbers rounded."""
+    pd.DataFrame({c: [written(c, v, grouping="") for v in table[c]] for c in table}).to_csv(path, index=False)
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """A table as it is read: texts only, each measured number beside the paper's."""
+    shown = {}
+    for column in (column for column in NAMES if column in table):
+        several = column not in ("dataset", "guidance_scale") or table[column].nunique() > 1
+        if several and table[column].notna().any():
+            errors = table.get(f"{column}_se", [None] * len(table))
+            shown[NAMES[column]] = [written(column, *cell) for cell in zip(table[column], errors, strict=True)]
+    return pd.DataFrame(shown)
+
+
+def caption(name: str, table: pd.DataFrame, metrics: Metrics) -> str:
+    """What a table shows: metrics by their full names, sample count, what ± means, and the paper's setting."""
+    counts = ", ".join(f"{n:,}" for n in sorted(table["images"].dropna().unique())) if "images" in table else "no"
+    shown = ["fid_name", "clip_name", *(["clip_name_beside"] if "clip_score_beside" in table else [])]
+    notes = [f"{'; '.join(metrics.fact(column) for column in shown)}; {counts} images."]
+    notes += ["Baselines: trailing times."] if "trailing" in metrics.fact("sampler") else []
+    notes += ["± is the standard error over seeds."] if table["fid_se"].notna().any() else []
+    notes += [CONTENT["paired"]] if "rmse_teacher" in table else []
+    return " ".join([*notes, f"The paper's numbers: {TABLES[name]['printed']}"])
+
+
+def headline(table1: pd.DataFrame) -> pd.DataFrame:
+    """SPLAM against LCM (fix w) on the unseen set: FID of both, their ratio, and the ratio in the paper.
+
+    A ratio can be compared with the paper's where the FIDs themselves, of other data and features, cannot.
+    """
+    rows, records = where(table1, dataset="unseen").set_index(["method", "steps"]), []
+    for name, steps in (key for key in rows.index if key[0].startswith("SPLAM")):
+        lcm, ours = rows.loc[("LCM (fix w)", steps)], rows.loc[(name, steps)]
+        fids = [written("fid", side["fid"], side["fid_se"]) for side in (lcm, ours)]
+        ratios = [written("splam_ratio", ours[column] / lcm[column]) for column in ("fid", "paper_fid")]
+        records.append([name, str(steps), *fids, *ratios, written("", ours["seeds"])])
+    names = ["student", "steps", "LCM's FID", "SPLAM's FID", "SPLAM / LCM", "in the paper", "seeds"]
+    return pd.DataFrame(records, columns=names)

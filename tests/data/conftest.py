@@ -1,0 +1,54 @@
+"""Shards of a few small images, and settings over them."""
+
+import io
+import itertools
+
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from splam.config import CocoData, LaionData
+
+
+def encoded(colour: int, kind: str = "PNG") -> bytes:
+    """An image file of one shade of red."""
+    file = io.BytesIO()
+    Image.new("RGB", (12, 8), (colour, 0, 0)).save(file, kind)
+    return file.getvalue()
+
+
+def sample(number: int) -> dict[str, bytes]:
+    """The members of a sample whose caption is its number."""
+    return {"png": encoded(number), "txt": str(number).encode()}
+
+
+def write_shard(path, samples) -> str:
+    """samples: {key: {suffix: bytes}}."""
+    with webdataset.TarWriter(str(path), encoder=False) as writer:
+        for key, content in samples.items():
+            writer.write({"__key__": key, **content})
+    return str(path)
+
+
+def laion_settings(*shards, **changes) -> LaionData:
+    """Settings of 16-pixel images that are read in this process."""
+    base = dict(kind="laion", resolution=16, workers=0, shuffle_buffer=8, max_broken_share=0.1, held_out_share=0.1)
+    base |= {"test_images": 2, "coco": CocoData(folder="coco")}
+    return LaionData.model_validate({**base, "shards": [str(shard) for shard in shards], **changes})
+
+
+def take(stream, count, start=0):
+    """The stream's batches from number `start` on, `count` of them."""
+    return list(itertools.islice(stream.batches(start), count))
+
+
+def same(batches, others) -> bool:
+    """Whether pixels and captions are the same, bit by bit."""
+    return all(torch.equal(x[0], y[0]) and x[1] == y[1] for x, y in zip(batches, others, strict=True))
+
+
+@pytest.fixture
+def laion(laion_folder):
+    """Settings over the three shards of the stand-ins."""
+    return lambda **changes: laion_settings(laion_folder / "{00000..00002}.tar", **changes)

@@ -1,0 +1,102 @@
+"""COCO's validation sets: found or refused as a whole, caption lists of every form, the protocol's images."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from splam.config import CocoData
+from splam.data.coco import SIZE, Coco, coco_images, coco_prompts, load_coco, read_captions
+from splam.data.images import DataError
+
+
+@pytest.fixture(scope="module")
+def coco(coco_folder):
+    return load_coco(coco_folder, "val2014")
+
+
+def settings(**changes) -> CocoData:
+    return CocoData(folder="coco", **changes)
+
+
+def test_all_images_and_captions_are_read(coco, coco_folder):
+    assert len(coco.images) == 40 and list(coco.images) == sorted(coco.images)
+    assert coco.images[42] == coco_folder / "val2014" / "COCO_val2014_000000000042.jpg"
+    assert all(len(texts) == 2 and texts[1] == texts[1].strip() for texts in coco.captions.values())
+    assert next(coco_images(coco, SIZE)).shape == (40, 256, 256, 3)
+
+
+def test_images_are_the_centre_square(tmp_path):
+    image = Image.new("RGB", (300, 100), "red")
+    image.paste((0, 255, 0), (100, 0, 200, 100))
+    image.save(tmp_path / "wide.png")
+    found = next(coco_images(Coco({1: tmp_path / "wide.png"}, {}), 50))[0]
+    assert (found[:, :, 1] > 250).mean() > 0.95  # green, but for the filter's edges
+    Image.new("L", (60, 60), 7).save(tmp_path / "gray.png")  # COCO has some
+    assert (next(coco_images(Coco({1: tmp_path / "gray.png"}, {}), 50)) == 7).all()
+
+
+def test_seeded_draw_takes_one_caption_of_every_image_and_says_so(coco):
+    drawn = coco_prompts(coco, "coco30k", settings())
+    assert drawn.protocol == "coco30k-seeded-draw"
+    assert sorted(drawn.image_ids) == list(coco.images) != drawn.image_ids
+    assert all(c in coco.captions[i] for c, i in zip(drawn.captions, drawn.image_ids, strict=True))
+    assert drawn == coco_prompts(coco, "coco30k", settings()) != coco_prompts(coco, "coco30k", settings(seed=1))
+
+
+@pytest.mark.parametrize("form", ["txt", "json", "csv", "tsv", "ids"])
+def test_caption_lists_of_every_form(coco, tmp_path, form):
+    pairs = [(coco.captions[i][1], i) for i in (49, 42)]
+    text = {
+        "txt": "".join(f" {caption.upper()}. \n" for caption, _ in pairs),
+        "json": json.dumps([caption for caption, _ in pairs]),
+        "csv": "image_id,caption\n" + "".join(f'{i},"{caption}"\n' for caption, i in pairs),
+        "tsv": "caption\n" + "".join(f"{caption}\n" for caption, _ in pairs),
+        "ids": "image_id,caption\n49,words of\n42,another hand\n",
+    }[form]
+    path = tmp_path / f"list.{form.replace('ids', 'csv')}"
+    path.write_text(text)
+    prompts = coco_prompts(coco, "coco30k", settings(captions_30k=str(path)))
+    assert (prompts.protocol, prompts.image_ids) == ("coco30k", [49, 42])
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("list.txt", "a dog\n\ntwo cats\n", "empty captions, the first is number 2"),
+        ("list.csv", "image_id,caption\n1,a dog\n2,\n", "empty captions, the first is number 2"),
+        ("list.csv", "text\na dog\n", "is not a list of captions .*caption"),
+    ],
+)
+def test_malformed_caption_lists_are_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=rf"{name}.*{message}"):
+        read_captions(tmp_path / name)
+
+
+def test_lists_that_do_not_fit_are_errors(coco, tmp_path):
+    (tmp_path / "other.txt").write_text(f"{coco.captions[42][0]}\na dog\n")
+    with pytest.raises(DataError, match="1 of 2 captions are of no image of val2014, the first is 'a dog'"):
+        coco_prompts(coco, "coco30k", settings(captions_30k=str(tmp_path / "other.txt")))
+
+
+def test_missing_files_are_one_error_with_their_archives(coco_folder, tmp_path):
+    with pytest.raises(DataError, match=r"lacks annotations/captions_val2017.json.* val2017.zip .*trainval2017.zip"):
+        load_coco(tmp_path, "val2017")
+    shutil.copytree(coco_folder / "annotations", tmp_path / "annotations")
+    (tmp_path / "val2017").mkdir()
+    for path in sorted((coco_folder / "val2017").glob("*.jpg"))[:12]:
+        shutil.copy(path, tmp_path / "val2017")
+    with pytest.raises(DataError, match=r"lacks (val2017/\d{12}.jpg, ){4}val2017/\d{12}.jpg and 3 more"):
+        load_coco(tmp_path, "val2017")
+    (tmp_path / "annotations/captions_val2017.json").write_text('{"images": [')
+    with pytest.raises(DataError, match="captions_val2017.json is no caption file of COCO"):
+        load_coco(tmp_path, "val2017")
+
+
+def test_a_broken_image_is_named(coco, tmp_path):
+    whole = coco.images[42].read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="cut.jpg is broken"):
+        list(coco_images(Coco({1: tmp_path / "cut.jpg"}, {}), 64))

@@ -1,0 +1,106 @@
+"""The test sets: one interface over the tiny world, COCO and LAION's held-out split, and what the data stage writes."""
+
+import numpy as np
+import pytest
+
+from splam.config import CocoData, EmojiData
+from splam.data import emoji, testsets
+from splam.data.images import DataError
+from splam.data.testsets import held_out_set
+from tests.data.conftest import laion_settings
+
+EMOJI = EmojiData(kind="emoji", train_draws=1, test_draws=2, every=110)
+
+
+@pytest.fixture(scope="module")
+def emoji_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("emoji")
+    testsets.build(EMOJI, folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(laion_folder, coco_folder):
+    coco = CocoData(folder=str(coco_folder), image_size=32)
+    return laion_settings(laion_folder / "*.tar", resolution=64, held_out_share=0.3, test_images=6, coco=coco)
+
+
+@pytest.fixture(scope="module")
+def folder(settings, tmp_path_factory):
+    """What the data stage writes for LAION and COCO."""
+    folder = tmp_path_factory.mktemp("built") / "data"
+    testsets.build(settings, folder, seed=0)
+    return folder
+
+
+def stacked(batches) -> np.ndarray:
+    return np.concatenate(list(batches))
+
+
+def test_emoji_sets_are_the_first_images_against_the_others(emoji_folder):
+    split = emoji.Split.load(emoji_folder / "unseen")
+    held = held_out_set(EMOJI, emoji_folder, "unseen", 7)
+    assert (held.protocol, held.size, held.independent) == ("emoji-unseen", 32, True)
+    assert (stacked(held.real(32)) == split.images[:7]).all() and stacked(held.real(64)).shape == (7, 64, 64, 3)
+    assert (stacked(held.references()) == split.images[7:]).all() and held.reference_count == len(split) - 7
+    assert held.prompts == split.captions(np.arange(len(split)) % 3)[:7]
+    with pytest.raises(
+        DataError, match=f"emoji-unseen has {len(split)} prompts and 0 references, {len(split)} prompts"
+    ):
+        held_out_set(EMOJI, emoji_folder, "unseen", len(split))
+
+
+def test_emoji_leaks_are_told(emoji_folder, tmp_path):
+    assert testsets.check(EMOJI, emoji_folder) == []
+    for name, source in {"train": "unseen", "unseen": "unseen", "seen": "seen"}.items():
+        emoji.Split.load(emoji_folder / source).save(tmp_path / name)
+    problems = " ".join(testsets.check(EMOJI, tmp_path))
+    assert "unseen pairs were trained on" in problems and " seen pairs were not trained on" in problems
+
+
+def test_coco_sets_have_all_images_as_references(settings, folder):
+    for dataset, protocol, count in (("unseen", "coco30k", 40), ("unseen-small", "coco5k", 20)):
+        held = held_out_set(settings, folder, dataset, 8)
+        assert held.protocol == f"{protocol}-seeded-draw-at-32" and held.reference_count == count
+        references, real = stacked(held.references()), stacked(held.real(32))
+        assert references.shape == (count, 32, 32, 3) and real.shape == (8, 32, 32, 3) and not held.independent
+        assert all((references == image).all((1, 2, 3)).any() for image in real)
+        assert stacked(held.real(64)).shape == (8, 64, 64, 3)
+    usual = settings.model_copy(update={"coco": settings.coco.model_copy(update={"image_size": 256})})
+    assert held_out_set(usual, folder, "unseen", 8).protocol == "coco30k-seeded-draw"
+    with pytest.raises(DataError, match="has 20 prompts and 20 references, 21 prompts are asked for"):
+        held_out_set(settings, folder, "unseen-small", 21)
+
+
+def test_laion_set_is_held_out_and_its_references_are_others(settings, folder):
+    held = held_out_set(settings, folder, "seen", 5)
+    references, real = stacked(held.references()), stacked(held.real(32))
+    assert (held.protocol, held.independent, held.reference_count) == ("laion-held-out", True, 6)
+    assert references.shape == (6, 32, 32, 3) and real.shape == (5, 32, 32, 3) and len(held.prompts) == 5
+    assert not any((references == image).all((1, 2, 3)).any() for image in real)
+    with pytest.raises(DataError, match="laion-held-out has 6 prompts and 6 references, 7 prompts"):
+        held_out_set(settings, folder, "seen", 7)
+
+
+def test_data_stage_is_checked_described_and_shown(settings, folder):
+    assert testsets.check(settings, folder) == []
+    assert testsets.describe(settings, folder)[0].startswith("3 shards of 0.000 GB")
+    images, captions = testsets.preview(settings, folder, 6, seed=0)
+    assert images.shape == (6, 64, 64, 3) and images.dtype == np.uint8 and len(captions) == 6
+    more = settings.model_copy(update={"shards": settings.shards + [str(folder / "seen.tar")]})
+    assert "seen.tar was not there" in testsets.check(more, folder)[0]
+
+
+def test_data_stage_gives_the_same_bytes_again(settings, folder, tmp_path):
+    testsets.build(settings, tmp_path / "data", seed=0)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["coco30k.json", "coco5k.json", "manifest.json", "seen.tar"]
+    assert all((folder / name).read_bytes() == (tmp_path / "data" / name).read_bytes() for name in names)
+
+
+def test_what_is_not_there_is_named(settings, tmp_path):
+    with pytest.raises(ValueError, match="dataset 'unseen-small': data of kind emoji has unseen, seen"):
+        held_out_set(EMOJI, tmp_path, "unseen-small", 1)
+    for dataset, file in (("seen", "seen.tar"), ("unseen", "coco30k.json")):
+        with pytest.raises(FileNotFoundError, match=f"{file}: run the data stage"):
+            held_out_set(settings, tmp_path, dataset, 1)

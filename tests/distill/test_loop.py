@@ -1,0 +1,206 @@
+"""Training: the loss falls, a seed gives the same bits, an interrupted run gives them too, and nothing else does."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+from splam.config import ParamsError
+from splam.distill.checkpoints import CheckpointError
+from splam.distill.loop import Distillation, learning_rate, open_distillation, train
+from splam.networks.student import load_student
+from tests.distill.builders import RUN, cached, cached_run, online, profile, trained, weights
+from tests.runs import small_run
+
+ALWAYS = {"checkpoint_seconds": 1e-9}  # a checkpoint after every iteration
+
+
+def contents(folder) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def interrupted(job: Distillation, folder, iterations: int) -> None:
+    """Train for some iterations, and stop as Ctrl-C does."""
+    steps = train(job, folder / "scratch", folder / "out")
+    for _ in range(iterations):
+        next(steps)
+    with pytest.raises(KeyboardInterrupt):
+        steps.throw(KeyboardInterrupt)
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["lcm", "lcm_star", "lcm_lora", "splam"])
+def test_the_loss_falls(teacher, cache, method, tmp_path):
+    training = {"iterations": 30, "batch_size": 8, "lora_learning_rate": 1e-2}
+    losses = trained(cached(cache, cached_run(method, training), teacher), tmp_path)
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    log = pd.read_csv(tmp_path / "out/losses.csv", index_col="iteration")
+    np.testing.assert_allclose(log.loss, losses, rtol=1e-6)
+
+
+def test_a_seed_gives_the_same_bits_and_another_does_not(teacher, cache, tmp_path):
+    jobs = {name: cached(cache, cached_run(seed=seed), teacher) for name, seed in (("a", 5), ("b", 5), ("c", 6))}
+    losses = {name: trained(job, tmp_path / name) for name, job in jobs.items()}
+    assert losses["a"] == losses["b"] != losses["c"]
+    a, b, c = (weights(job.target) for job in jobs.values())
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("method", ["splam", "lcm_lora"])
+def test_an_interrupted_run_ends_with_the_same_bits(teacher, cache, method, tmp_path):
+    """Network, snapshots, pictures and losses, whatever was written before it was stopped."""
+    run = cached_run(method, ALWAYS | {"snapshots": [1, 3, 6]})
+
+    def started() -> Distillation:
+        job = cached(cache, run, teacher)
+        job.caption = "a caption"
+        return job
+
+    trained(started(), tmp_path / "whole")
+    interrupted(started(), tmp_path / "cut", 4)
+    assert len(list((tmp_path / "cut/scratch").glob("checkpoint-*.pt"))) == 2
+    trained(started(), tmp_path / "cut")
+    whole = contents(tmp_path / "whole/out")
+    assert contents(tmp_path / "cut/out") == whole and not (tmp_path / "cut/scratch").exists()
+    assert {name for name in whole if "pictures" in name} == {f"pictures/{i:06d}.png" for i in (1, 3, 4, 6)}
+    assert sum(name.startswith("snapshots") and name.endswith(".safetensors") for name in whole) == 3
+    assert ("gamma.safetensors" in whole) == (method == "splam")
+    assert ("lora/pytorch_lora_weights.safetensors" in whole) == (method == "lcm_lora")
+
+
+def test_what_is_published_is_the_average(teacher, cache, tmp_path):
+    job = cached(cache, cached_run(), teacher)
+    trained(job, tmp_path)
+    assert torch.equal(weights(load_student(tmp_path / "out", teacher.unet, job.run)), weights(job.target))
+    assert not torch.equal(weights(job.student), weights(job.target))
+
+
+def test_the_same_noise_gives_the_same_picture_and_training_moves_it(teacher, cache):
+    job = cached(cache, cached_run("lcm_star"), teacher)
+    job.caption = "a caption"
+    before, state = np.array(job.picture()), torch.get_rng_state()
+    assert np.array_equal(before, job.picture()) and torch.equal(state, torch.get_rng_state())
+    for iteration in range(3):
+        job.step(iteration)
+    assert not np.array_equal(before, job.picture())
+
+
+def test_a_killed_run_without_a_checkpoint_leaves_nothing_to_the_next(teacher, cache, tmp_path):
+    interrupted(cached(cache, cached_run(training={"snapshots": [1]}), teacher), tmp_path, 2)
+    trained(cached(cache, cached_run(training={"snapshots": [6]}), teacher), tmp_path)
+    assert [path.name for path in (tmp_path / "out/snapshots").iterdir()] == ["000006"]
+
+
+@pytest.mark.parametrize(
+    ("training", "facts", "named"),
+    [
+        ({"learning_rate": 1e-4}, {}, "training.learning_rate was 0.003, is 0.0001"),
+        ({"iterations": 5}, {}, "training.iterations was 6, is 5"),
+        ({"batch_size": 2}, {}, "global_batch was 4, is 2"),
+        ({}, {"trajectories": "0123"}, "trajectories was f00d, is 0123"),
+    ],
+)
+def test_checkpoints_of_other_parameters_are_refused_by_name(teacher, cache, tmp_path, training, facts, named):
+    first = {"trajectories": "f00d"}
+    interrupted(cached(cache, cached_run(training=ALWAYS), teacher, **first), tmp_path, 2)
+    other = cached(cache, cached_run(training=ALWAYS | training), teacher, **first | facts)
+    with pytest.raises(CheckpointError) as error:
+        trained(other, tmp_path)
+    assert f"({named}): set them back" in str(error.value)
+    assert f"{tmp_path / 'scratch'} holds" in str(error.value) and "delete that folder" in str(error.value)
+
+
+def test_a_diverging_run_stops_and_says_so(teacher, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(Distillation, "loss", lambda self, *_: next(self.student.parameters()).sum() * float("nan"))
+    with pytest.raises(FloatingPointError, match="run: loss nan at iteration 0; lower learning_rate"):
+        trained(cached(cache, cached_run(), teacher), tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_learning_rate_warms_up_and_falls():
+    training = {"iterations": 10, "lr_warmup_steps": 2, "learning_rate": 1.0, "lr_schedule": "linear"}
+    rates = [learning_rate(i, small_run(training=training)) for i in range(10)]
+    assert rates[0] == 0.5 and rates[1] == pytest.approx(0.9) and rates[9] == pytest.approx(0.1)
+    assert learning_rate(5, small_run("lcm_lora", training={"lora_learning_rate": 0.25})) == 0.25
+
+
+def started(teacher, **training) -> Distillation:
+    run = {"training": training}
+    return Distillation(small_run(**run), teacher, online(teacher, **run))
+
+
+def gradient(job: Distillation) -> torch.Tensor:
+    job.gradients(0)
+    return torch.cat([parameter.grad.flatten() for parameter in job.student.parameters()])
+
+
+@pytest.fixture
+def forget():
+    """Have accelerate read its settings again, as a new process does: it keeps them in singletons."""
+
+    def reset() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    yield reset
+    reset()
+
+
+def test_variables_of_accelerate_change_nothing(teacher, forget, monkeypatch):
+    plain = gradient(started(teacher))
+    forget()
+    settings = {"MIXED_PRECISION": "bf16", "GRADIENT_ACCUMULATION_STEPS": "4", "DYNAMO_BACKEND": "EAGER"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    job = started(teacher)
+    assert torch.equal(gradient(job), plain) and job.wrapped is job.student
+
+
+def test_the_average_moves_after_the_optimizers_step_and_by_one_minus_mu(teacher):
+    job = started(teacher, batch_size=2, gradient_accumulation_steps=2)
+    before = weights(job.target)
+    job.gradients(0)
+    assert torch.equal(weights(job.target), before)
+    job.step(0)
+    torch.testing.assert_close(weights(job.target), 0.9 * before + 0.1 * weights(job.student))
+
+
+def test_all_three_networks_are_compiled(teacher, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    job = started(teacher, compile=True)
+    assert {*map(id, compiled)} == {id(network) for network in (job.student, job.target, teacher.unet)}
+
+
+@pytest.fixture
+def built(teacher_folder, cache, tmp_path):
+    """A build folder as the stages before a training leave it."""
+    (tmp_path / "teacher").symlink_to(teacher_folder)
+    for w in (3, 8):
+        cache.save(tmp_path / f"trajectories/w{w}.safetensors")
+    return tmp_path
+
+
+def test_a_run_is_opened_with_all_that_its_bits_depend_on(built, data):
+    params = profile()
+    job = open_distillation(params, RUN, built, data)
+    facts = job.parameters
+    assert (facts["seed"], facts["teacher"], facts["method"], facts["global_batch"]) == (0, "tiny", "splam", 4)
+    assert facts["training.learning_rate"] == 3e-4 and job.caption == params.pictures.prompts[0]
+    path = built / "trajectories/w3.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    other = open_distillation(params, RUN, built, data).parameters
+    assert [key for key in facts if facts[key] != other[key]] == ["trajectories"]
+
+
+def test_one_step_paths_of_any_w_come_from_any_cache(built, data):
+    (built / "trajectories/w8.safetensors").unlink()
+    params = profile("runs.lcm-w3-k20.guidance_scale=5")
+    job = open_distillation(params, "lcm-w3-k20", built, data)
+    assert (job.source.batch(0, 0, 1).guidance_scale == 5).all()
+    with pytest.raises(FileNotFoundError, match="w8.safetensors does not exist: run the trajectories stage"):
+        open_distillation(profile("runs.lcm-w3-k20.guidance_scale=8"), "lcm-w3-k20", built, data)
+    with pytest.raises(ParamsError, match="there is no run 'splam-w3'; did you mean 'splam-w3-"):
+        open_distillation(params, "splam-w3", built, data)

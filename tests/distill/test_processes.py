@@ -1,0 +1,132 @@
+"""Processes: two train as one does, a killed training goes on with the same bits, and the command line names errors."""
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from splam.config import ROOT, load_params
+from splam.distill.__main__ import main
+from splam.distill.checkpoints import locked
+from splam.distill.loop import open_distillation, train
+from splam.profile import compose
+from tests.distill.builders import RUN, SMALL, small_teacher
+from tests.distill.worker import measure
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+
+
+@pytest.fixture(scope="module")
+def one(teacher_folder) -> dict:
+    """What one process with the whole batch does."""
+    return measure(teacher_folder, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def two(teacher_folder, tmp_path_factory) -> dict:
+    """What two processes do, with two micro-batches of one sample each."""
+    out = tmp_path_factory.mktemp("two") / "results.pt"
+    command = [*TORCHRUN, "tests.distill.worker", str(teacher_folder), str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out, weights_only=True)
+
+
+def test_two_processes_have_the_loss_and_the_gradient_of_one(one, two):
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5) and two["global_batch"] == one["global_batch"] == 4
+    for name, gradient in one["gradient"].items():
+        torch.testing.assert_close(two["gradient"][name], gradient, rtol=1e-3, atol=2e-5)
+
+
+def test_two_processes_train_as_one_and_go_on_from_a_state(one, two):
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)
+    for facts in (one, two):
+        assert facts["went_on"] == facts["repeated"]
+    for name, value in one["target"].items():
+        torch.testing.assert_close(two["target"][name], value, rtol=0, atol=1e-3)
+
+
+def write_params(folder: Path, *overrides: str) -> None:
+    """Write folder/params.yaml: a training from images that saves a checkpoint after every iteration."""
+    settings = ["training.source=data", "training.checkpoint_seconds=1.0e-9", *overrides]
+    (folder / "params.yaml").write_text(yaml.safe_dump(compose("smoke", [*SMALL, *settings])))
+
+
+def arguments(folder: Path, teacher: Path, data: Path, *overrides: str) -> list[str]:
+    """A command line that trains below a folder."""
+    folder.mkdir()
+    write_params(folder, *overrides)
+    (folder / "teacher").symlink_to(teacher)
+    return [RUN, "--params", str(folder / "params.yaml"), "--build", str(folder), "--data", str(data)]
+
+
+def killed_at(command: list[str], folder: Path, iteration: int) -> None:
+    """Start a training and kill it, and all it started, as soon as it has a checkpoint of an iteration."""
+    process = psutil.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 1800
+    while not any(int(p.stem[-8:]) >= iteration for p in (folder / "scratch/distill" / RUN).glob("checkpoint-*.pt")):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.005)
+    for each in [process, *process.children(recursive=True)]:
+        each.kill()  # SIGKILL
+        each.wait()
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_training_goes_on_with_the_same_bits(teacher_folder, data, tmp_path, processes):
+    """With dropout, whose masks must come back too."""
+    teacher, iteration = small_teacher(teacher_folder, tmp_path / "teacher", 0.1), random.randint(1, 4)
+    start = [*TORCHRUN, "splam.distill"] if processes == 2 else [sys.executable, "-m", "splam.distill"]
+    for name in ("whole", "cut"):
+        line = arguments(tmp_path / name, teacher, data, f"training.processes={processes}")
+        if name == "cut":
+            killed_at([*start, *line], tmp_path / name, iteration)
+        if processes == 1:
+            assert main(line) == 0
+        else:
+            subprocess.run([*start, *line], cwd=ROOT, check=True, capture_output=True, timeout=1800)
+    whole, cut = (tmp_path / name / "runs" / RUN for name in ("whole", "cut"))
+    assert (cut / "losses.csv").read_text() == (whole / "losses.csv").read_text(), f"killed after {iteration}"
+    weights = [load_file(f / "pipeline/unet/diffusion_pytorch_model.safetensors") for f in (cut, whole)]
+    assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+    assert not list((tmp_path / "cut/scratch/distill").iterdir())  # nothing is left of a finished run
+
+
+def test_torchrun_goes_on_where_one_process_stopped(teacher_folder, data, tmp_path):
+    """The notebook trains in its own process, torchrun on several: both from the same checkpoints."""
+    folder, scratch = tmp_path / "build", tmp_path / "build/scratch/distill" / RUN
+    line = arguments(folder, teacher_folder, data)
+    job = open_distillation(load_params(folder / "params.yaml"), RUN, folder, data)
+    steps = train(job, scratch, folder / "out")
+    alone = [next(steps) for _ in range(3)]
+    shutil.copytree(scratch, tmp_path / "kept")
+    alone += list(steps)
+    shutil.copytree(tmp_path / "kept", scratch)
+    write_params(folder, "training.processes=2", "training.batch_size=2")
+    done = subprocess.run([*TORCHRUN, "splam.distill", *line], cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    together = pd.read_csv(folder / "runs" / RUN / "losses.csv").loss
+    np.testing.assert_allclose(together, alone, rtol=1e-3)
+    np.testing.assert_allclose(together[:3], alone[:3], rtol=1e-6)  # those of the checkpoint
+
+
+def test_the_command_line_names_what_is_wrong(teacher_folder, data, tmp_path, capsys):
+    line = arguments(tmp_path / "build", teacher_folder, data)
+    assert main(["splam-s9", *line[1:]]) == 1
+    assert "there is no run 'splam-s9'" in capsys.readouterr().err
+    with locked(tmp_path / "build/scratch/distill" / RUN):
+        assert main(line) == 1
+    assert f"{RUN} is being trained by another process" in capsys.readouterr().err
+    assert main([RUN, *line[1:3], "--build", str(tmp_path / "none")]) == 1
+    assert "none/teacher is" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+"""The stages that a training reads: the trajectory cache, and latents that are what a training would have encoded."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from splam.data.latents import LatentShards
+from splam.data.streams import image_stream
+from splam.distill import trajectories
+from splam.distill.loop import open_distillation
+from splam.distill.trajectories import build_cache, encode_latents, half_precision_error, make_draws
+from tests.distill.builders import RUN, profile
+
+LATENTS = "latents.train={images: 10, batch_size: 4, batches_per_file: 2}"
+
+
+def test_the_cache_holds_what_the_solver_gives(cache, teacher):
+    assert cache.chain.shape == (24, 6, 4, 8, 8) and cache.embeddings.dtype == torch.float16
+    # Float32 against float32 in another batch size; the v of an untrained network is nearly 0, so z moves little, and
+    # the rounding is a larger share of it (3e-5) than a trained teacher's (under 1e-5).
+    assert half_precision_error(teacher, cache, profile().trajectories)["all_steps"] < 1e-4
+
+
+def test_draws_are_the_same_for_every_w_and_other_for_another_seed(cache, teacher, data):
+    params = profile()
+    draws = make_draws(params, data, teacher.schedule.length)
+    other = build_cache(params, teacher, draws, 8.0)
+    assert torch.equal(other.chain[:, 0], cache.chain[:, 0]) and torch.equal(other.conditional, cache.conditional)
+    assert not torch.equal(other.chain[:, 1], cache.chain[:, 1])
+    _, captions, t = make_draws(profile("seed=1"), data, teacher.schedule.length)
+    assert captions != draws[1] and not torch.equal(t, draws[2])
+    assert 0 < draws[1].count("") < 12
+    with pytest.raises(ValueError, match="trajectories.draws is 41, the training split has 40 images"):
+        make_draws(profile("trajectories.draws=41"), data, 1000)
+
+
+def test_the_cache_keeps_captions_and_images_together(cache, teacher, data):
+    images, captions, t = make_draws(profile(), data, teacher.schedule.length)
+    embedded = teacher.embed(captions)
+    torch.testing.assert_close(cache.embeddings[cache.caption].float(), embedded, rtol=1e-2, atol=1e-3)
+    epsilon = teacher.epsilons(cache.chain[:, 0], t, embedded)
+    torch.testing.assert_close(cache.conditional, epsilon[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(cache.unconditional, epsilon[1], rtol=1e-3, atol=1e-4)
+    assert len({tuple(image.flatten()) for image in images}) == 24
+
+
+@pytest.fixture
+def shards(laion_folder, tmp_path):
+    """A profile of webdataset shards with a latents stage, and what the data stage leaves of them: their manifest."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/manifest.json").write_text("{}")
+    settings = [f"data.shards=['{laion_folder}/*.tar']", "data.resolution=32", "data.max_broken_share=1", LATENTS]
+    return lambda *more: profile("training.source=latents", *settings, *more, name="rehearsal"), tmp_path / "data"
+
+
+def test_means_are_what_a_training_would_encode(shards, teacher, tmp_path):
+    made, data = shards
+    params = made("training.latents=mean", "latents.train.dtype=float32")
+    encode_latents(params, teacher, data, tmp_path / "out")
+    kept, batches = LatentShards(tmp_path / "out"), image_stream(params.data, data, 4, params.seed).batches()
+    for number in range(3):  # 10 images are three whole batches of 4
+        pixels, captions = next(batches)
+        latents, embeddings = kept.rows(range(4 * number, 4 * number + 4))
+        torch.testing.assert_close(latents, teacher.encode(pixels))
+        torch.testing.assert_close(embeddings, teacher.embed(captions))
+    assert len(kept) == 12
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_samples_are_drawn_once_and_a_stopped_stage_draws_the_same(shards, teacher, tmp_path, monkeypatch):
+    made, data = shards
+    params = made()
+    encode_latents(params, teacher, data, tmp_path / "whole")
+    kept, _ = LatentShards(tmp_path / "whole").rows([0, 1])
+    pixels, _ = next(image_stream(params.data, data, 4, params.seed).batches())
+    mean, std = teacher.encode_distribution(pixels[:2])
+    moved = ((kept - mean) / std).abs()
+    assert 0.4 < moved.mean() < 1.2 and not torch.equal(kept[0], kept[1])  # of a standard normal: 0.8
+
+    def stopped(*arguments):
+        def batches(start):
+            for number, batch in enumerate(image_stream(*arguments).batches(start)):
+                if number == 2:
+                    raise KeyboardInterrupt
+                yield batch
+
+        return SimpleNamespace(batches=batches)
+
+    monkeypatch.setattr(trajectories, "image_stream", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        encode_latents(params, teacher, data, tmp_path / "resumed")
+    assert len(list((tmp_path / "resumed").glob("*.safetensors"))) == 1
+    monkeypatch.undo()
+    encode_latents(params, teacher, data, tmp_path / "resumed")
+    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
+
+
+def test_latents_of_other_data_are_replaced_and_of_other_test_sets_are_not(shards, teacher, tmp_path):
+    made, data = shards
+    encode_latents(made(), teacher, data, tmp_path / "out")
+    plan = LatentShards(tmp_path / "out").plan
+    encode_latents(made("data.coco.folder=elsewhere"), teacher, data, tmp_path / "out")
+    assert LatentShards(tmp_path / "out").plan == plan
+    (data / "manifest.json").write_text('{"shards": []}')
+    encode_latents(made(), teacher, data, tmp_path / "out")
+    assert LatentShards(tmp_path / "out").plan != plan
+
+
+def test_a_training_reads_them_and_knows_others(shards, teacher, teacher_folder, tmp_path):
+    made, data = shards
+    params, folder = made(), tmp_path / "scratch/latents"
+    (tmp_path / "teacher").symlink_to(teacher_folder)
+    with pytest.raises(FileNotFoundError, match="run the latents stage first, or set training.source to data"):
+        open_distillation(params, RUN, tmp_path, data)
+    encode_latents(params, teacher, data, folder)
+    job = open_distillation(params, RUN, tmp_path, data)
+    assert job.source.batch(0, 0, 2).path.z_t.shape == (4, 4, 8, 8)
+    encode_latents(made("latents.train.dtype=float32"), teacher, data, folder)
+    other = open_distillation(params, RUN, tmp_path, data)
+    assert {key for key, value in job.parameters.items() if other.parameters[key] != value} == {"latents"}

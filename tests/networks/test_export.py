@@ -1,0 +1,104 @@
+"""What leaves the package is opened by stock diffusers, with no code of ours, and draws what we measure."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import LCMScheduler, UNet2DConditionModel
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+
+from splam.method.sampling import generators, sample_consistency
+from splam.networks.export import CardFacts, export_pipeline, load_authors_unet, published_unet, save_lora, write_card
+from splam.networks.student import make_student, published_network
+from splam.networks.teacher import assemble_teacher, call_unet, load_teacher
+from tests.networks.conftest import changed, shaken, stock_pipeline
+from tests.runs import small_run
+
+PROMPTS = ["red apple on a yellow background", "snowman on a red background"]
+
+
+@pytest.mark.parametrize(
+    ("of", "method"),
+    [("teacher", method) for method in ("lcm", "lcm_star", "lcm_lora", "splam")] + [("sd_teacher", "splam")],
+)
+def test_stock_diffusers_draws_the_same_images(request, tmp_path, of, method):
+    teacher, run = request.getfixturevalue(of), small_run(method)
+    student = published_unet(shaken(make_student(teacher.unet, run)), run)
+    export_pipeline(student, teacher.folder, tmp_path)
+    stock = stock_pipeline(tmp_path)
+    assert isinstance(stock.scheduler, LCMScheduler) and stock.safety_checker is None
+    how = {"guidance_scale": run.guidance_scale if method == "lcm_star" else 1.0, "output_type": "np"}
+    for steps in (1, 4):
+        network = published_network(student, teacher.embed(PROMPTS), run, teacher)
+        with torch.no_grad():
+            latents = sample_consistency(network, generators([7, 8]), teacher.latent_shape, steps, teacher.schedule)
+        ours = teacher.decode(latents).numpy().astype(int)
+        theirs = stock(PROMPTS, num_inference_steps=steps, generator=generators([7, 8]), **how).images
+        assert np.abs(ours - np.rint(theirs * 255)).max() <= 1 and ours.std() > 1
+
+
+def test_nothing_that_the_teachers_sampler_clips_is_clipped(teacher, tmp_path):
+    config = "scheduler/scheduler_config.json"
+    clipping = {"clip_sample": True, "thresholding": True, "beta_start": 0.001}
+    export_pipeline(teacher.unet, changed(teacher.folder, tmp_path / "copy", config, **clipping), tmp_path / "out")
+    written = json.loads((tmp_path / "out" / config).read_text())
+    assert not written["clip_sample"] and not written["thresholding"]
+    assert written["beta_start"] == 0.001 and written["prediction_type"] == "v_prediction"
+
+
+def test_what_is_written_names_no_folder_of_this_machine(teacher, tmp_path):
+    """Else no two clones would have equal files."""
+    assemble_teacher(str(teacher.folder), tmp_path / "again")
+    export_pipeline(load_teacher(tmp_path / "again").unet, tmp_path / "again", tmp_path / "out")
+    for folder in (teacher.folder, tmp_path / "again", tmp_path / "out"):
+        names = [json.loads(path.read_text()).get("_name_or_path") for path in folder.rglob("*.json")]
+        assert not any(names)
+
+
+def test_a_lora_file_makes_the_teacher_the_merged_student(sd_teacher, tmp_path):
+    run = small_run("lcm_lora")
+    student = shaken(make_student(sd_teacher.unet, run))
+    save_lora(student, tmp_path)
+    adapter = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    assert len(adapter) == sum("lora_" in name for name, _ in student.named_parameters())
+    stock = stock_pipeline(sd_teacher.folder)
+    stock.load_lora_weights(tmp_path)
+    z, t, captions = torch.ones(2, *sd_teacher.latent_shape), torch.tensor([19, 999]), sd_teacher.embed(PROMPTS)
+    with torch.no_grad():
+        merged = call_unet(published_unet(student, run), z, t, captions)
+        torch.testing.assert_close(call_unet(stock.unet, z, t, captions), merged, rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(call_unet(sd_teacher.unet, z, t, captions), merged, rtol=1e-2, atol=1e-2)
+
+
+def test_the_authors_unet_is_folded_exactly(teacher, generator, tmp_path):
+    """At gamma = 1 they feed the constant e(1) = [0 ... 0, 1 ... 1]; the folded network needs none."""
+    torch.manual_seed(3)
+    released = UNet2DConditionModel.from_config(teacher.unet.config, time_cond_proj_dim=8).eval()
+    released.save_pretrained(tmp_path)
+    folded = load_authors_unet(tmp_path)
+    assert folded.state_dict().keys() == teacher.unet.state_dict().keys()
+    z, t, captions = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([19, 999]), teacher.embed(PROMPTS)
+    constant = torch.tensor([0.0] * 4 + [1.0] * 4).expand(2, -1)
+    with torch.no_grad():
+        expected = call_unet(released, z, t, captions, constant)
+        torch.testing.assert_close(call_unet(folded, z, t, captions), expected, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(call_unet(released, z, t, captions), expected, atol=1e-4)
+    with pytest.raises(ValueError, match="it is no released SPLAM UNet"):
+        load_authors_unet(teacher.folder / "unet")
+
+
+def test_a_card_holds_the_facts_and_the_numbers(tmp_path):
+    row = {"steps": 4, "fid": 10.1, "images": 30000, "protocol": "coco30k"}
+    write_card(tmp_path, CardFacts(small_run(), "some/teacher", "emoji", "CreativeML Open RAIL-M", (row,)))
+    card = ModelCard.load(tmp_path / "README.md")
+    result = card.data.eval_results[0]
+    assert (result.dataset_name, result.metric_value, result.metric_args["steps"]) == ("coco30k", 10.1, 4)
+    for part in ("`some/teacher`", "40, multiple estimation", "guidance_scale=1,", "RAIL-M", "| 4 | 10.1 | 30000 |"):
+        assert part in card.text
+    with pytest.raises(KeyError, match="protocol"):  # no number is quoted without it
+        write_card(tmp_path, CardFacts(small_run(), "some/teacher", "emoji", numbers=({"fid": 10.1},)))
+    write_card(tmp_path, CardFacts(small_run("lcm_star"), "tiny", "emoji"))
+    text = (tmp_path / "README.md").read_text()
+    assert "Nothing has been measured" in text and "guidance_scale=3," in text and "Not stated" in text

@@ -1,0 +1,104 @@
+"""Teachers: what is read from a pipeline, what is refused, and that its networks are called as diffusers calls them."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from splam.networks.teacher import check_teacher, embed_captions, load_teacher, to_images
+from tests.networks.conftest import changed, stock_pipeline
+
+PROMPTS = ["a red cat", "two dogs on a blue background"]
+T = torch.tensor([999, 499])
+
+
+def test_a_teacher_is_read_not_assumed(teacher, sd_teacher):
+    assert (teacher.prediction_type, sd_teacher.prediction_type) == ("v_prediction", "epsilon")
+    for each in (teacher, sd_teacher):
+        assert each.schedule.length == 1000 and float(each.schedule.alphas[-1]) == pytest.approx(0.0682, abs=1e-3)
+        assert each.encode(torch.zeros(1, 3, each.image_size, each.image_size)).shape[1:] == each.latent_shape
+        weights = [p for part in (each.unet, each.vae, each.text_encoder) for p in part.parameters()]
+        assert not any(p.requires_grad or p.dtype != torch.float32 for p in weights)
+
+
+def test_embeddings_are_the_stock_pipelines(any_teacher):
+    expected, empty = stock_pipeline(any_teacher.folder).encode_prompt(PROMPTS, "cpu", 1, True)
+    torch.testing.assert_close(any_teacher.embed(PROMPTS), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(any_teacher.empty.expand_as(empty), empty, rtol=1e-5, atol=1e-6)
+
+
+def test_an_attention_mask_goes_where_the_text_encoder_asks_for_one(sd_teacher):
+    stock = stock_pipeline(sd_teacher.folder)
+    stock.text_encoder.config.use_attention_mask = True
+    expected, _ = stock.encode_prompt(PROMPTS, "cpu", 1, False)
+    ours = embed_captions(stock.tokenizer, stock.text_encoder, PROMPTS, batch_size=1)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(ours, sd_teacher.embed(PROMPTS))
+
+
+def test_guided_outputs_are_the_stock_pipelines(any_teacher, monkeypatch):
+    """Both halves of classifier-free guidance, against the stock pipeline's own call of its UNet."""
+    stock, seen = stock_pipeline(any_teacher.folder), []
+    forward = stock.unet.forward
+
+    def record(z, time, **arguments):
+        seen.append((z, time, forward(z, time, **arguments)[0]))
+        return seen[-1][2:]
+
+    monkeypatch.setattr(stock.unet, "forward", record)
+    stock(PROMPTS, num_inference_steps=2, guidance_scale=5.0, generator=torch.Generator().manual_seed(0))
+    z, time, expected = seen[0]
+    unconditional, conditional = expected.chunk(2)
+    ours = any_teacher.outputs(z[:2], torch.full((2,), int(time)), any_teacher.embed(PROMPTS))
+    torch.testing.assert_close(ours, (conditional, unconditional), rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_is_the_standard_one(any_teacher, generator):
+    """w = 1 is the conditional noise, w = 0 the unconditional; each sample may have its own w."""
+    z, captions = torch.randn(2, *any_teacher.latent_shape, generator=generator), any_teacher.embed(PROMPTS)
+    conditional, unconditional = any_teacher.epsilons(z, T, captions)
+    w = torch.tensor([1.0, 0.0]).view(-1, 1, 1, 1)
+    mixed = torch.stack([conditional[0], unconditional[1]])
+    torch.testing.assert_close(any_teacher.guided(captions, w)(z, T), mixed)
+    extrapolated = 3 * conditional - 2 * unconditional
+    torch.testing.assert_close(any_teacher.guided(captions, 3.0)(z, T), extrapolated, rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_is_for_the_networks_calls_alone(teacher, generator):
+    half = dataclasses.replace(teacher, bf16=True)
+    z, captions = torch.randn(2, *teacher.latent_shape, generator=generator), teacher.embed(PROMPTS)
+    expected, ours = teacher.epsilons(z, T, captions)[0], half.epsilons(z, T, captions)[0]
+    assert ours.dtype == torch.float32 and 0 < (ours - expected).abs().max() < 0.1
+    assert torch.equal(half.embed(PROMPTS), captions)
+
+
+def test_a_diverged_image_is_no_black_one():
+    with pytest.raises(ValueError, match="an image is not finite"):
+        to_images(torch.tensor([0.0, torch.nan, 1.0]).view(1, 3, 1, 1))
+
+
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "error"),
+    [
+        (SCHEDULER, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow matching"),
+        (SCHEDULER, {"prediction_type": "flow_prediction"}, "flow matching"),
+        (SCHEDULER, {"prediction_type": "score"}, "prediction_type 'score' is not supported"),
+        (SCHEDULER, {"rescale_betas_zero_snr": True}, "zero terminal SNR"),
+        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "a StableDiffusionXLPipeline is not"),
+        ("model_index.json", {"scheduler": ["diffusers", "EDMEulerScheduler"]}, "EDMEulerScheduler has no alphas"),
+        ("unet/config.json", {"in_channels": 9}, "inpainting"),
+        ("unet/config.json", {"time_cond_proj_dim": 256}, "distilled already"),
+    ],
+)
+def test_what_cannot_be_distilled_is_refused(sd_folder, tmp_path, file, values, error):
+    with pytest.raises(ValueError, match=error):
+        load_teacher(changed(sd_folder, tmp_path / "copy", file, **values))
+
+
+@pytest.mark.parametrize("source", ["no/such/folder", "nowhere", "./a/b"])
+def test_a_source_that_is_nowhere_is_named(source):
+    with pytest.raises(FileNotFoundError, match=f"{source} is neither a pipeline's folder .* nor a hub id"):
+        check_teacher(source)

@@ -1,0 +1,68 @@
+"""Stages declare what they depend on: all the code that they reach, and parameters that are there."""
+
+import re
+
+import pytest
+import yaml
+from dvc.repo import Repo
+
+from splam.config import ROOT
+from splam.profile import compose
+from tests.closure import closure, room, source_of
+
+
+@pytest.fixture(scope="module", params=["smoke", "rehearsal"])
+def stages(request, tmp_path_factory) -> dict:
+    """The stages of dvc.yaml by name, of one profile."""
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    (folder / "params.yaml").write_text(yaml.safe_dump(compose(request.param)))
+    with Repo.init(str(folder), no_scm=True) as repo:
+        return {stage.name: stage for stage in repo.index.stages}
+
+
+def paths(stage) -> set[str]:
+    return {dep.def_path for dep in stage.deps if not hasattr(dep, "params")}
+
+
+def entry(stage):
+    """The notebook that a stage runs, or the package that it calls by `python -m`."""
+    if notebook := re.search(r"notebooks/\w+\.ipynb", stage.cmd):
+        return ROOT / notebook[0]
+    return ROOT.joinpath(*re.search(r"-m ([\w.]+)", stage.cmd)[1].split("."), "__main__.py")
+
+
+def test_a_stage_declares_the_code_that_it_reaches(stages):
+    """All but splam/stage.py, which runs the notebooks and is no part of a result."""
+    for name, stage in stages.items():
+        own = entry(stage) if entry(stage).suffix == ".ipynb" else entry(stage).parent
+        reached = {room(module) for module in closure(entry(stage))} | {str(own.relative_to(ROOT))}
+        declared = {path for path in paths(stage) if path.startswith(("splam", "notebooks"))}
+        assert declared - {"splam/data/emoji_groups.csv"} == reached - {"splam/stage.py"}, name  # tiny's `inputs`
+
+
+def test_what_a_stage_names_of_the_repository_is_there(stages):
+    named = {path for stage in stages.values() for path in paths(stage) if not re.match("build|data$|reports", path)}
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_parameters_that_a_stage_names_have_a_value(stages):
+    for name, stage in stages.items():
+        for dep in stage.deps:
+            assert not getattr(dep, "params", None) or not set(dep.params) - set(dep.read_params()), name
+
+
+def test_a_stage_names_the_sections_that_its_notebook_reads(stages):
+    for name, stage in stages.items():
+        if name != "report" and entry(stage).suffix == ".ipynb":
+            named = {key.split(".")[0] for dep in stage.deps for key in getattr(dep, "params", [])}
+            read = set(re.findall(r"\bparams\.(\w+)", source_of(entry(stage)))) & compose("smoke").keys()
+            # A caption that 30_distill draws on the way is no result.
+            assert read - {"pictures"} <= named | {"profile"}, name
+
+
+@pytest.mark.parametrize("key", ["evaluation.gate", "expected_minutes", "pictures.prompts"])
+def test_what_is_only_shown_makes_no_run_again(stages, key):
+    for name in (name for name in stages if name.startswith(("distill", "evaluate", "baselines"))):
+        keys = {key for dep in stages[name].deps for key in getattr(dep, "params", [])}
+        assert not any(key == named or key.startswith(f"{named}.") for named in keys), name

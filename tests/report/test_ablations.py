@@ -1,0 +1,105 @@
+"""Ablations: one factor a run, paired by seed, apart from the claims."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pandas as pd
+import pytest
+
+from splam.config import Params, parse
+from splam.profile import compose
+from splam.report.ablations import ablation_table, differences, markdown, readable
+from splam.report.metrics import COLUMNS, where
+from splam.report.page import build
+from splam.report.rules import REAL, TEACHER
+
+REFERENCE = "splam-w3-k100-me"
+RUN = (
+    "{method: splam, guidance_scale: 3, skip: 100, multiple_estimation: true, input_scaling: unit_variance, "
+    "ablation: true, training: {CHANGE}}"
+)
+MEASURED = {REFERENCE: [100.0, 110.0, 120.0, 500.0], "low": [90.0, 98.0, 108.5], "law": [101.0, 111.5, 119.0]}
+
+
+def profile(*more: str, study: str = f"{{reference: {REFERENCE}, runs: [low, law]}}") -> Params:
+    """A profile with two ablation runs: another learning rate, and another law of gamma."""
+    changes = {"low": "learning_rate: 1.0e-4", "law": "gamma_law: [2, 1]"}
+    overrides = [f"runs.{name}={RUN.replace('CHANGE', change)}" for name, change in changes.items()]
+    return parse(compose("tiny", [*overrides, f"ablations.choices={study}", *more]), "tiny")
+
+
+def rows(fids: dict[str, list[float]]) -> pd.DataFrame:
+    """FIDs by run and seed; 2.5 times as much in one step."""
+    found = [
+        {"run": run, "seed": seed, "steps": steps, "dataset": "unseen", "final": True, "fid": fid * factor}
+        for run, values in fids.items()
+        for seed, fid in enumerate(values)
+        for steps, factor in ((1, 2.5), (2, 1.0), (4, 1.0))
+    ]
+    return pd.DataFrame(found).reindex(columns=list(COLUMNS))
+
+
+def row(table: pd.DataFrame, run: str, steps: int = 4, fid_of: str = REAL) -> pd.Series:
+    return where(table, run=run, steps=steps, fid_of=fid_of).iloc[0]
+
+
+def test_factors_are_found_by_comparing_the_runs():
+    params = profile("runs.low.training.snapshots=[5]", "runs.law.variant=a law")
+    low = params.runs["low"].training.learning_rate
+    assert differences(params, "low", REFERENCE) == {"learning_rate": (low, params.training.learning_rate)}
+    assert list(differences(params, "law", REFERENCE)) == ["gamma_law"]
+    assert list(differences(params, "law", "low")) == ["learning_rate", "gamma_law"]
+
+
+def test_a_run_that_is_no_ablation_is_named():
+    for change in ("runs.law.training.ema_decay=0.9", "runs.law.training.gamma_law=[1, 1]"):
+        with pytest.raises(ValueError, match=rf"ablations.choices: law differs from {REFERENCE} in \["):
+            ablation_table(profile(change), rows(MEASURED))
+
+
+def test_a_recipe_may_differ_in_several_factors():
+    study = f"{{reference: {REFERENCE}, runs: [low], recipes: [law]}}"
+    law = row(ablation_table(profile("runs.law.training.ema_decay=0.9", study=study), rows(MEASURED)), "law")
+    assert (law["factor"], law["value"]) == ("ema_decay, gamma_law", "0.9, (2.0, 1.0)")
+
+
+def test_runs_are_paired_with_their_reference_by_seed():
+    table = ablation_table(profile(), rows(MEASURED))
+    low, logs = row(table, "low"), [math.log(0.9), math.log(98 / 110), math.log(108.5 / 120)]
+    assert (low["seeds"], low["estimate"]) == (3, pytest.approx(sum(logs) / 3))
+    deviation = math.sqrt(sum((x - sum(logs) / 3) ** 2 for x in logs) / 2)
+    assert low["high"] - low["estimate"] == pytest.approx(4.302653 * deviation / math.sqrt(3))
+    assert (low["fid"], low["reference_fid"]) == pytest.approx((98.8333, 110.0), rel=1e-5)  # the fourth seed is alone
+    assert (low["verdict"], row(table, "law")["verdict"]) == ("better", "within noise")
+    worse = rows(MEASURED | {"low": [121.0, 132.0, 143.0]})
+    assert row(ablation_table(profile(), worse), "low")["verdict"] == "worse"
+
+
+def test_what_is_farther_from_real_images_may_be_nearer_to_the_teachers():
+    measured = rows(MEASURED)
+    table = ablation_table(profile(), measured.assign(fid_teacher=5000 / measured["fid"]))
+    real, teacher = row(table, "low"), row(table, "low", fid_of=TEACHER)
+    assert (real["verdict"], teacher["verdict"]) == ("better", "worse")
+    assert teacher["estimate"] == pytest.approx(-real["estimate"])
+    assert teacher["fid"] == pytest.approx(sum(5000 / fid for fid in (90, 98, 108.5)) / 3)
+    unknown = row(ablation_table(profile(), measured), "low", fid_of=TEACHER)
+    assert unknown["verdict"] == "not measured" and unknown["seeds"] == 0
+
+
+def test_the_table_is_read_a_run_a_line():
+    table = ablation_table(profile(), rows(MEASURED))
+    shown = readable(table).set_index("value")
+    assert len(shown) == 2 and shown.loc["0.0001", f"FID to {REAL}, 1 step"] == "247.1"
+    assert shown.loc["0.0001", f"ratio of FID to {REAL}, 2 steps"].startswith("0.898 [")
+    assert shown.loc["0.0001", f"ratio of FID to {REAL}, 2 steps"].endswith("], better")
+    assert f"**choices**, reference {REFERENCE}" in markdown(table)
+
+
+def test_ablation_runs_leave_claims_and_tables_as_they_are(metrics, params, report):
+    extra = where(metrics.rows, run="SPLAM scaled input 3 100 True").assign(run="low", ablation=True)
+    evaluations = pd.concat([metrics.evaluations, extra.assign(fid=extra["fid"] * 0.8)])
+    more = build(params, dataclasses.replace(metrics, evaluations=evaluations))
+    pd.testing.assert_frame_equal(more.parts, report.parts)
+    assert all(more.tables[name].equals(table) for name, table in report.tables.items())

@@ -1,0 +1,218 @@
+"""Each claim's rule on numbers whose verdict is known beforehand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from splam.report import rules
+from splam.report.claims import CLAIMS, judge, parts_of, reach
+from splam.report.metrics import COLUMNS, Metrics, load_metrics, where
+from splam.report.rules import ABOVE, BELOW, FAILS, HOLDS, MISSING, NOISE, ONE_SEED, Part
+from tests.report.synthetic import write_metrics
+
+RATIO = "ln ratio of FID"
+
+
+def verdicts(metrics: Metrics, change=lambda rows: rows) -> pd.DataFrame:
+    """All claims after `change` of the evaluation rows (index: id, variant)."""
+    return judge(dataclasses.replace(metrics, rows=change(metrics.rows)))[0].set_index(["id", "variant"])
+
+
+def runs(fids: dict[str, list[float]], steps: int = 4, w: float = 8, **facts: object) -> pd.DataFrame:
+    """Rows of LCM (fix w) and SPLAM (scaled input), one FID a seed."""
+    rows = []
+    for method, values in fids.items():
+        variant = "scaled input" if method == "SPLAM" else ""
+        head = {"run": method, "method": method, "variant": variant, "guidance_scale": w, "skip": 20}
+        head |= {"steps": steps, "dataset": "unseen", "final": True, "multiple_estimation": False}
+        rows += [{**head, "fid": fid, "seed": seed, **facts} for seed, fid in enumerate(values)]
+    return pd.DataFrame(rows).reindex(columns=list(COLUMNS))
+
+
+def parts(claim: str, metrics: Metrics, **frames: pd.DataFrame) -> list[Part]:
+    return parts_of(CLAIMS[claim], dataclasses.replace(metrics, **frames), "scaled input")
+
+
+def test_t_interval_of_known_numbers():
+    low, high = rules.interval((1.0, 2.0, 3.0), 0.95)
+    assert (low, high) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)), rel=1e-6)
+    assert all(map(math.isnan, rules.interval((1.0,), 0.95)))
+
+
+@pytest.mark.parametrize(
+    ("values", "accept", "verdict"),
+    [
+        ((-0.10, -0.11, -0.12), BELOW, HOLDS),
+        ((0.10, 0.11, 0.12), BELOW, FAILS),
+        ((-0.10, 0.11, 0.02), BELOW, NOISE),
+        ((-0.10,), BELOW, ONE_SEED),
+        ((), BELOW, MISSING),
+        ((0.01, -0.01, 0.0), (-0.04, 0.04), HOLDS),
+        ((0.05, 0.06, 0.055), (-0.04, 0.04), FAILS),
+        ((0.03, 0.06, 0.05), (-0.04, 0.04), NOISE),
+    ],
+)
+def test_a_part_is_judged_by_its_interval(values, accept, verdict):
+    assert Part("part", RATIO, values, accept).verdict == verdict
+
+
+def test_equivalence_uses_the_narrower_interval():
+    values = (0.0, 0.025, 0.05)
+    assert Part("", "", values, (-0.08, 0.08), 0.90).verdict == HOLDS
+    assert Part("", "", values, (-0.08, 0.08), 0.95).verdict == NOISE
+
+
+def test_range_rule_needs_every_seed_and_value_rule_needs_no_seed():
+    assert Part("", "", (0.8, 1.0), ABOVE, rule="range").verdict == HOLDS
+    assert Part("", "", (-0.2, 1.0), ABOVE, rule="range").verdict == NOISE
+    assert Part("", "", (0.3,), ABOVE, rule="value").verdict == HOLDS
+
+
+def test_a_claim_needs_each_of_its_parts():
+    good, bad = Part("", "", (-0.1, -0.11), BELOW, 0.5), Part("", "", (0.1, 0.11), BELOW, 0.5)
+    untested, missing = Part("", "", (-0.1,), BELOW), Part("", "", (), BELOW, missing="x")
+    assert rules.combine([good, good]) == HOLDS
+    assert rules.combine([good, untested]) == ONE_SEED
+    assert rules.combine([good, missing, untested]) == MISSING
+    assert rules.combine([good, missing, bad]) == FAILS
+
+
+def test_many_parts_are_counted_and_the_worst_is_shown():
+    many = [Part(f"part {n}", RATIO, (value, value + 0.01), BELOW) for n, value in enumerate(np.linspace(-1, 0.2, 9))]
+    text = rules.describe([*many, Part("", RATIO, (), BELOW, missing="a run")])
+    assert "7 of 9 comparisons on the claimed side; furthest off: part 8: ratio of FID 1.2" in text
+    assert text.endswith("not measured: a run")
+
+
+def test_the_ratio_is_the_geometric_mean_over_seeds(empty):
+    part = parts("C1", empty, rows=runs({"LCM (fix w)": [100.0, 200.0], "SPLAM": [80.0, 180.0]}))[2]
+    assert math.exp(part.estimate) == pytest.approx(math.sqrt(0.8 * 0.9))
+    assert str(part).startswith("SPLAM / LCM (fix w), 4 steps, w = 8, unseen: ratio of FID 0.849 [")
+
+
+def test_one_evaluation_of_the_teacher_serves_every_seed(empty):
+    rows = [runs({"Teacher": [100.0]}, 50, skip=math.nan), runs({"SPLAM": [80.0, 90.0]}, skip=100)]
+    rows[1] = rows[1].assign(multiple_estimation=True)
+    part = parts("C8", empty, rows=pd.concat(rows))[1]
+    assert part.values == pytest.approx((math.log(0.8), math.log(0.9)))
+    assert part.label == "SPLAM / Teacher, 4 / 50 steps, w = 8, unseen"
+    assert part.accept == pytest.approx((-math.inf, math.log(1.026)))
+
+
+def test_multiple_estimation_matters_beyond_the_solvers_own_step_alone(empty):
+    for me in (True, False):
+        near, far = (runs({"SPLAM": [80.0]}, w=3, skip=k).assign(multiple_estimation=me) for k in (20, 100))
+        assert len(where(near, **rules.system("splam-3", "scaled input"))) == 1
+        assert len(where(far, **rules.system("splam-3-k100-me", "scaled input"))) == me
+        assert len(where(far, **rules.system("splam-3-k100", "scaled input"))) == 1 - me
+
+
+def test_all_claims_on_the_world_as_the_paper_has_it(report):
+    found = report.verdicts.set_index(["id", "variant"])
+    assert list(dict.fromkeys(found.index.get_level_values("id"))) == [f"C{i}" for i in range(1, 19)]
+    scaled = {i: v for (i, variant), v in found["verdict"].items() if variant in ("scaled input", "")}
+    # The made-up SPLAM is 10 % better than LCM everywhere: too far apart for C2, too weak for C7 (b) and C8.
+    assert scaled == {f"C{i}": HOLDS for i in range(1, 19)} | {"C2": FAILS, "C7": FAILS, "C8": FAILS}
+    assert found.loc[("C1", "raw input"), "verdict"] == FAILS
+    assert found.loc[("C14", "raw input"), "verdict"] == MISSING
+    assert set(found["seeds"].xs("C1")) == {3}
+
+
+def test_with_one_seed_nothing_is_tested_but_directions_are_shown(tmp_path):
+    found = verdicts(load_metrics(write_metrics(tmp_path / "tiny", seeds=1) / "metrics"))
+    tested = found[~found["verdict"].isin([ONE_SEED, MISSING])]
+    assert set(tested.index.get_level_values("id")) == {"C9"}
+    assert "(as claimed)" in found.loc[("C1", "scaled input"), "measured"]
+    assert "(not as claimed)" in found.loc[("C1", "raw input"), "measured"]
+
+
+def test_empty_metrics_leave_every_claim_unmeasured_and_say_what_is_missing(empty):
+    found = verdicts(empty)
+    assert set(found["verdict"]) == {MISSING} and len(found) == 18
+    assert found["measured"].str.startswith("not measured: ").all()
+    assert "SPLAM k = 20, w = 8, 1 step, unseen" in found.loc[("C1", ""), "measured"]
+
+
+def test_c3_margin_is_scaled_by_the_range_of_the_clip_score(metrics):
+    assert all(part.accept == pytest.approx((-0.2 * 75 / 25, 0.2 * 75 / 25)) for part in parts("C3", metrics))
+    named = metrics.evaluations.assign(clip_name="CLIP score (ViT-g-14)")
+    assert {part.accept for part in parts("C3", metrics, evaluations=named)} == {(-0.2, 0.2)}
+
+
+def test_seen_combinations_count_where_both_were_drawn_for_them(metrics):
+    assert len(parts("C4", metrics)) == 6
+    less = where(metrics.rows, dataset=("unseen", "unseen-small"))
+    assert [part.label for part in parts("C4", metrics, rows=less)] == [
+        f"LCM (fix w) / LCM*, {n} step{'s' * (n > 1)}, w = 8, unseen" for n in (1, 2, 4)
+    ]
+    assert {part.verdict for part in parts("C2", metrics, rows=less)} == {MISSING}
+
+
+def test_c10_slopes_recover_a_power_law_in_k(empty):
+    rows = [runs({"LCM (fix w)": [10.0 * k**0.5], "SPLAM": [10.0 * k**0.2]}, w=3, skip=k) for k in (20, 50, 100)]
+    found = parts("C10", empty, rows=pd.concat(rows))
+    assert [part.estimate for part in found] == pytest.approx([0.5, 0.2, 0.3])
+
+
+def test_c11_reports_k_200_without_judging_it(empty):
+    fids = {20: [100.0, 101.0, 99.0], 100: [100.0, 101.0, 99.5], 200: [300.0, 310.0, 305.0]}
+    rows = [runs({"SPLAM": values}, w=3, skip=k).assign(multiple_estimation=True) for k, values in fids.items()]
+    near, far = parts("C11", empty, rows=pd.concat(rows))
+    assert near.level == 0.90 and near.accept == pytest.approx((-math.log(1.1), math.log(1.1)))
+    assert rules.combine([near, far]) == HOLDS and "ratio of FID 3.0" in str(far)
+    assert len(parts("C11", empty, rows=pd.concat(rows[:2]))) == 1
+
+
+def test_c13_counts_iterations_and_censors_at_the_end():
+    fids = pd.DataFrame({10: [30.0, 30.0, 9.0], 20: [12.0, 12.0, 9.0], 30: [10.0, np.nan, 9.0]})
+    assert list(reach(fids, pd.Series([10.5, 10.0, 9.0]))) == [30.0, 20.0, 10.0]
+
+
+def test_c12_and_c18_read_the_curve_alone(metrics):
+    found = verdicts(metrics, lambda rows: rows[rows["dataset"] != "unseen-curve"])
+    assert {found.loc[(c, "scaled input"), "verdict"] for c in ("C12", "C13", "C18")} == {MISSING}
+    assert found.loc[("C1", "scaled input"), "verdict"] == HOLDS
+
+
+def test_c14_ignores_runs_trained_at_another_k(metrics):
+    far = where(metrics.delta, method="SPLAM").assign(run="far", skip=100, delta_rms=99.0)
+    found = parts("C14", metrics, delta=pd.concat([metrics.delta, far]))
+    assert math.exp(found[0].estimate) == pytest.approx(0.9, abs=0.01)
+
+
+def test_c15_is_spearmans_rho_of_each_seed(empty):
+    rows = pd.concat(runs({"SPLAM": [100.0 + w, 200.0 - w]}, w=w, clip_score=w) for w in (3, 5, 8, 12))
+    clip, fid = parts("C15", empty, rows=rows)
+    assert clip.values == pytest.approx((1.0, 1.0)) and fid.values == pytest.approx((1.0, -1.0))
+    assert (clip.verdict, fid.verdict) == (HOLDS, NOISE)
+
+
+def test_c9_reports_ratios_and_judges_the_order_alone(metrics):
+    assert [math.exp(p.estimate) for p in parts("C9", metrics)] == pytest.approx([12 / 9, 19 / 12, 259 / 19])
+    slow = metrics.latency.assign(seconds_median=metrics.latency["seconds_median"].where(lambda s: s != 0.012, 1.0))
+    assert rules.combine(parts("C9", metrics, latency=slow)) == FAILS
+
+
+def test_claims_about_fids_are_asked_of_the_fid_to_the_teacher_too(metrics, report):
+    found = report.verdicts.set_index(["id", "variant"])
+    told = found["to_teacher_verdict"] != ""
+    assert set(found.index[told].get_level_values("id")) == {n for n, c in CLAIMS.items() if c.get("by_fid", True)}
+    same = found[told].drop(index=["C4", "C5"], level="id")  # those look at seen combinations, which the teacher lacks
+    assert (same["verdict"] == same["to_teacher_verdict"]).all()
+    turned = verdicts(metrics, lambda rows: rows.assign(fid_teacher=1e6 / rows["fid_teacher"]))
+    assert (turned["verdict"] == found["verdict"]).all()
+    assert turned.loc[("C1", "scaled input"), ["verdict", "to_teacher_verdict"]].tolist() == [HOLDS, FAILS]
+    alone = verdicts(metrics, lambda rows: rows.assign(fid_teacher=math.nan))
+    assert set(alone.loc[told, "to_teacher_verdict"]) == {MISSING}
+
+
+def test_every_part_says_what_its_fid_is_measured_against(report):
+    sides = dict(iter(where(report.parts, id="C1").groupby("fid_of")))
+    assert set(sides) == {rules.REAL, rules.TEACHER}
+    numbers = [side[["variant", "part", "values"]].to_numpy().tolist() for side in sides.values()]
+    assert numbers[0] == numbers[1], "made-up FIDs to the teacher are 0.8 of those to real images"

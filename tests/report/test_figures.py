@@ -1,0 +1,101 @@
+"""Figures plot the saved numbers they were given, and give the same bytes every time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from splam.report import figures
+from splam.report.claims import judge
+from splam.report.figures import forest, plot, plotted_points, png
+from splam.report.metrics import where
+from splam.report.pictures import picture
+from tests.report.synthetic import write_samples
+
+
+@pytest.fixture(scope="module")
+def points(metrics) -> dict[str, pd.DataFrame]:
+    return plotted_points(metrics)
+
+
+def legend(axis) -> set[str]:
+    return set(axis.get_legend_handles_labels()[1])
+
+
+def test_figure2a_plots_each_student_with_and_without_me(metrics, points):
+    found = points["figure2a"].set_index(["student", "me", "skip"])
+    both = [found.loc[("SPLAM (scaled input)", me, 20), "fid"] for me in (True, False)]
+    assert both[0] == both[1], "at k = 20 they are one"
+    fids = where(metrics.rows, run="LCM (fix w)  w3 k100 False", dataset="unseen", steps=4)["fid"]
+    cell = found.loc[("LCM", False, 100)]
+    assert (cell["fid"], cell["fid_se"], cell["seeds"]) == (pytest.approx(fids.mean()), pytest.approx(fids.sem()), 3)
+    axis = plot("figure2a", points["figure2a"], metrics).axes[0]
+    assert {"LCM", "SPLAM (raw input) + ME", "SPLAM (scaled input)", "Teacher"} <= legend(axis)
+    assert axis.get_ylabel() == "FID (EfficientNet-Lite0)"
+
+
+def test_figure2b_has_a_line_for_each_student_of_the_curve(metrics, points):
+    found = points["figure2b"]
+    assert sorted(found["iteration"].unique()) == [0, 10, 25, 50, 75, 100]
+    axis, nearer = plot("figure2b", found, metrics).axes
+    assert nearer.get_ylabel() == "FID (EfficientNet-Lite0) to the teacher's images"
+    assert nearer.lines[0].get_ydata()[0] == pytest.approx(0.8 * 1100)  # the network undistilled
+    assert len(plot("figure2b", found.assign(fid_teacher=np.nan), metrics).axes) == 1
+    assert {"Undistilled", "LCM, k = 20", "SPLAM (raw input), k = 20", "SPLAM (raw input), k = 100 + ME"} <= legend(
+        axis
+    )
+
+
+def test_figure2c_shows_the_x0_error_beside_delta(metrics, points):
+    one = figures.average(figures.named(where(metrics.delta, seed=0), figures.STUDENTS), ["student", "t"], "delta_rms")
+    assert len(points["figure2c"]) == len(one) == 2 * 44
+    assert one["delta_rms_se"].to_numpy() == pytest.approx(one["delta_rms"] / 50), "one seed: the error over images"
+    left, right = plot("figure2c", points["figure2c"], metrics).axes
+    assert legend(left) == {"LCM", "SPLAM (scaled input)"}
+    assert right.get_ylabel().startswith("x0 error")
+
+
+def test_figure3b_keeps_students_measured_at_several_w(metrics, points):
+    found = points["figure3b"]
+    assert list(where(found, student="SPLAM (scaled input)", skip=20)["guidance_scale"]) == [3, 5, 8, 12]
+    axis = plot("figure3b", found, metrics).axes[0]
+    assert axis.get_xlabel() == "CLIP score (tiny, in-domain) (higher is better)"
+    assert {"3", "5", "8", "12"} == {text.get_text() for text in axis.texts}
+
+
+def shown(figure) -> np.ndarray:
+    return np.stack([np.asarray(axis.images[0].get_array()) for axis in figure.axes])
+
+
+def test_pictures_put_each_image_in_its_cell(tmp_path):
+    samples = write_samples(tmp_path / "samples")
+    images = {name: np.load(samples / f"{name}.npz")["images"] for name in ("figure3a", "figure4", "figure5")}
+    np.testing.assert_array_equal(shown(picture("figure3a", samples)), images["figure3a"].reshape(-1, 8, 8, 3))
+    by_prompt = shown(picture("figure4", samples)).reshape(2, 7, 8, 8, 3)  # columns: LCM 1, SPLAM 1, LCM 2, ...
+    np.testing.assert_array_equal(by_prompt[1, 3], images["figure4"][1, 1, 1])  # SPLAM in 2 steps, second prompt
+    np.testing.assert_array_equal(by_prompt[:, -1], np.load(samples / "figure4.npz")["teacher"])
+    by_prompt = shown(picture("figure5", samples)).reshape(2, 4, 8, 8, 3)
+    np.testing.assert_array_equal(by_prompt, np.swapaxes(images["figure5"], 0, 1))
+
+
+def test_forest_draws_every_measured_part_in_the_panel_of_its_unit(metrics):
+    parts = judge(metrics)[1]
+    some = where(parts, id=("C1", "C3", "C14"))
+    figure = forest(some)
+    measured = some[some["estimate"].notna()]
+    assert len(figure.axes) == measured["unit"].nunique() == 3
+    assert sum(len(axis.get_yticks()) for axis in figure.axes) == len(measured)
+    low, high = figure.axes[0].get_xlim()
+    assert low < measured.loc[measured["id"] == "C1", "low"].min() < high
+
+
+def test_forest_of_nothing_says_so(empty):
+    assert forest(judge(empty)[0]).axes[0].texts[0].get_text() == "nothing measured"
+
+
+def test_equal_input_gives_equal_bytes(metrics, points):
+    first, second = (png(plot("figure2b", points["figure2b"], metrics)) for _ in range(2))
+    assert first == second
+    assert b"matplotlib" not in first
+    assert len(png(plot("figure2b", points["figure2b"], metrics), colours=32)) < len(first) / 2

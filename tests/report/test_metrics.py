@@ -1,0 +1,54 @@
+"""Saved numbers are read as they were written, and those that cannot be compared are refused."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from splam.report.metrics import by_seed, check_comparable, expand, load_metrics, over, variants, where
+from tests.report.synthetic import QUOTE, write_metrics
+
+ROWS = pd.DataFrame({"dataset": "unseen", "system": ["a", "b"], **QUOTE})
+
+
+def test_ablations_are_kept_apart_and_a_hash_stays_a_text(tmp_path):
+    folder = write_metrics(tmp_path / "tiny", seeds=1) / "metrics"
+    rows = pd.read_csv(folder / "evaluate/students.csv", dtype=str)
+    rows.assign(run="other", ablation=True).to_csv(folder / "evaluate/ablated.csv", index=False)
+    metrics = load_metrics(folder)
+    assert len(metrics.evaluations) == len(metrics.rows) + len(rows)
+    assert "other" not in set(metrics.rows["run"])
+    assert set(metrics.rows["references"]) == {"0123"} and set(metrics.rows["captions"]) == {"45e67"}
+    assert metrics.fact("fid_name") == "FID (EfficientNet-Lite0)"
+    assert len(metrics.world) and len(metrics.latency) and len(metrics.delta)
+
+
+def test_nothing_measured_is_read_as_no_rows(empty):
+    assert [len(frame) for frame in vars(empty).values()] == [0] * 6
+    assert empty.fact("fid_name") == "fid_name not recorded"
+
+
+@pytest.mark.parametrize("column", ["fid_name", "clip_name", "references", "captions"])
+def test_rows_of_one_dataset_that_differ_in_kind_are_named(column):
+    mixed = ROWS.assign(**{column: ["this", "that"]})
+    with pytest.raises(ValueError, match=f"unseen differ in {column}.*'that': 'b'"):
+        check_comparable(mixed)
+    check_comparable(mixed.assign(dataset=["unseen", "seen"]))
+    check_comparable(ROWS.assign(**{column: ["this", ""]}))
+
+
+def test_two_runs_for_one_seed_are_an_error_that_names_them():
+    rows = pd.DataFrame({"run": ["a", "again"], "seed": [0, 0], "skip": [20, 100], "fid": [1.0, 2.0]})
+    with pytest.raises(ValueError, match="among the runs a, again"):
+        by_seed(rows, "fid")
+    assert over(rows, "skip").to_numpy().tolist() == [[1.0, 2.0]]
+    with pytest.raises(ValueError, match="several rows for one seed"):
+        over(rows.assign(skip=20), "skip")
+
+
+def test_selections():
+    rows = pd.DataFrame({"method": ["SPLAM", "SPLAM", "LCM"], "variant": ["z", "raw input", ""], "steps": [1, 2, 4]})
+    assert list(where(rows, steps=(1, 4)).index) == [0, 2]
+    assert list(where(rows, method="SPLAM", steps=2).index) == [1]
+    assert variants(rows) == ["raw input", "z"]
+    assert [*expand({"a": [1, 2], "b": 3, "c": [[4, 5]]})] == [{"a": a, "b": 3, "c": [4, 5]} for a in (1, 2)]

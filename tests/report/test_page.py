@@ -1,0 +1,141 @@
+"""The report as a whole: complete, the same bytes twice, readable offline, and unharmed by what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from splam.report.__main__ import main
+from splam.report.claims import CLAIMS
+from splam.report.figures import FIGURES
+from splam.report.html import notebooks_to_html
+from splam.report.page import Report, build, summary, write_files, write_page
+from tests.report.synthetic import write_samples
+
+PLOTTED = ["figure2a", "figure2b", "figure2c", "figure3b"]
+
+
+class Links(HTMLParser):
+    """What a page names by href or src, and its elements' names and ids."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.links, self.loads, self.ids, self.tags = set(), set(), set(), set()
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.add(tag)
+        self.ids.add(found.get("id"))
+        self.links.add(found.get("href"))
+        self.loads.add(found.get("src") or (found.get("href") if tag == "link" else None))
+
+
+def write(report: Report, folder: Path, samples: Path) -> Path:
+    """All of the report, as notebooks/60_report.ipynb writes it."""
+    write_page(report, folder, write_files(report, folder, samples))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(report, tmp_path_factory) -> Path:
+    samples = write_samples(tmp_path_factory.mktemp("build") / "samples")
+    return write(report, tmp_path_factory.mktemp("written"), samples)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_everything_is_written(written):
+    tables = ["table1", "table2a", "table2b", "table2c"]
+    assert sorted(p.stem for p in written.glob("tables/*.csv")) == tables
+    assert sorted(p.stem for p in written.glob("tables/*.md")) == ["ablations", *tables]
+    assert sorted(p.stem for p in written.glob("figures/*.png")) == ["claims", *FIGURES]
+    assert sorted(p.stem for p in written.glob("figures/*.csv")) == PLOTTED
+    claims = pd.read_csv(written / "claims.csv")
+    assert set(claims["id"]) == set(CLAIMS)
+    assert {"variant", "claim", "where", "measured", "estimate", "low", "high", "seeds", "verdict"} <= set(claims)
+    assert list(pd.read_csv(written / "ablations.csv"))[:2] == ["study", "run"]
+
+
+def test_the_page_shows_everything_and_loads_nothing(written):
+    page = (written / "index.html").read_text()
+    for text in (
+        "tiny: emoji, FID (EfficientNet-Lite0),\n1,000 images",
+        "not on the scale",
+        "world's card",
+        "seed: 0",
+    ):
+        assert text in page
+    for printed in ("13.81", "10.06", "20.77", "13.39"):
+        assert f"<td>{printed}</td>" in page
+    found = Links(written / "index.html")
+    assert set(CLAIMS) | set(FIGURES) <= found.ids
+    assert {f"figures/{name}.png" for name in FIGURES} <= found.loads
+    assert "script" not in found.tags
+    local = [link for link in found.links | found.loads if link and not link.startswith(("#", "data:", "html/"))]
+    assert len(local) > 20 and [link for link in local if not (written / link).is_file()] == []
+
+
+def test_writing_twice_gives_the_same_bytes(report, written, tmp_path):
+    write_page(report, tmp_path, [*FIGURES])
+    assert contents(tmp_path) == {"index.html": (written / "index.html").read_bytes()}
+
+
+def test_an_empty_profile_gets_a_report_that_says_so(params, empty, tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/figure2a.png").write_bytes(b"of an earlier run")
+    write(build(params, empty), tmp_path, tmp_path / "nowhere")
+    assert not (tmp_path / "figures/figure2a.png").exists()
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("Not measured in this profile.") == len(FIGURES)
+    assert "nothing evaluated" in page
+    by_fid = sum(claim.get("by_fid", True) for claim in CLAIMS.values())
+    assert page.count('<span class="verdict not-measured">') == 1 + 18 + by_fid
+
+
+def test_the_page_shows_studies_and_the_gate(report, written, tmp_path):
+    row = {"study": "choices", "run": "low", "reference": "r", "factor": "rate", "value": "1", "reference_value": "2"}
+    row |= {"steps": 4, "fid_of": "real images", "fid": 1.0, "seeds": 3, "unit": "ln ratio of FID", "values": "0 0.1"}
+    row |= {"estimate": 0.0, "low": -0.1, "high": 0.1, "accept_low": -9.0, "accept_high": 0.0, "verdict": "better"}
+    changed = dataclasses.replace(report, ablations=pd.DataFrame([row]), gate=("not passed", "18 is not 8"))
+    page = write_page(changed, tmp_path, []).read_text()
+    assert '<article id="ablation-choices">' in page and "<td>1.000 [0.905, 1.105], better</td>" in page
+    assert "gate not passed</span> 18 is not 8" in page
+    assert 'id="ablations"' not in (written / "index.html").read_text()
+
+
+def test_summary_names_every_verdict(report):
+    lines = summary(report).splitlines()
+    assert sum(line.strip().startswith("C") for line in lines) == len(report.verdicts)
+    assert "SPLAM / LCM" in summary(report) and "gate not applicable" in summary(report)
+
+
+def executed_notebook(path: Path, markdown: str) -> None:
+    """A small executed notebook."""
+    path.parent.mkdir(exist_ok=True)
+    code = new_code_cell("print(1)", outputs=[new_output("stream", text="1\n")], execution_count=1)
+    nbformat.write(new_notebook(cells=[new_markdown_cell(markdown), code]), path)
+
+
+def test_notebook_pages_open_offline_with_their_formulas(tmp_path):
+    text = "# A\n\n$z_{\\gamma,t} = \\gamma z_t$ but `$HOME`, see [paper](https://arxiv.org)\n\n$$\\alpha_t < 1$$\n"
+    for name in ("b", "a"):
+        executed_notebook(tmp_path / "executed" / f"{name}.ipynb", text)
+    main(["html", "--executed", str(tmp_path / "executed"), "--out", str(tmp_path / "html")])
+    found = Links(tmp_path / "html/a.html")
+    assert "script" not in found.tags and found.loads == {None}
+    assert "https://arxiv.org" in found.links
+    page = (tmp_path / "html/a.html").read_text()
+    assert page.count("<math") == 2 and "<code>$HOME</code>" in page and "\\alpha" not in page
+    assert {"a.html", "b.html", "../index.html"} <= Links(tmp_path / "html/index.html").links
+    first = contents(tmp_path / "html")
+    notebooks_to_html(tmp_path / "executed", tmp_path / "html")
+    assert contents(tmp_path / "html") == first

@@ -1,0 +1,144 @@
+"""Tables hold what was measured and what the paper printed, and keep the two apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from splam.report import tables
+from splam.report.metrics import Metrics, where
+from splam.report.tables import TABLES, build_table, caption, headline, readable, write_csv, written
+
+
+@pytest.fixture
+def built(report) -> dict[str, pd.DataFrame]:
+    return report.tables
+
+
+def cell(table: pd.DataFrame, method: str, steps: int, dataset: str = "unseen") -> pd.Series:
+    return where(table.astype({"steps": float}), method=method, steps=steps, dataset=dataset).iloc[0]
+
+
+def changed(metrics: Metrics, rows: pd.DataFrame) -> Metrics:
+    return dataclasses.replace(metrics, rows=rows)
+
+
+def test_a_cell_is_the_mean_over_seeds_with_its_standard_error(metrics, built):
+    fids = where(metrics.rows, run="LCM (fix w)  8 20 False", steps=2, dataset="unseen")["fid"]
+    found = cell(built["table1"], "LCM (fix w)", 2)
+    assert len(fids) == found["seeds"] == 3
+    assert found["fid"] == pytest.approx(fids.mean())
+    assert found["fid_se"] == pytest.approx(fids.std(ddof=1) / math.sqrt(3))
+
+
+@pytest.mark.parametrize(
+    ("table", "method", "dataset", "steps", "column", "value"),
+    [
+        ("table1", "SPLAM (raw input)", "unseen", 4, "paper_fid", 13.81),
+        ("table1", "SPLAM (scaled input)", "seen", 4, "paper_fid", 10.09),
+        ("table1", "DPM-Solver", "seen", 1, "paper_clip_score", 6.35),
+        ("table2a", "LCM (fix w)", "unseen", 2, "paper_fid", 14.29),
+        ("table2a", "Teacher", "unseen", 50, "paper_fid", 8.03),
+        ("table2b", "SPLAM (scaled input)", "unseen-small", 2, "paper_fid", 23.07),
+        ("table2c", "DPM-Solver++", "unseen", 4, "paper_latency_s", 0.26),
+    ],
+)
+def test_the_papers_number_stands_beside_ours(built, table, method, dataset, steps, column, value):
+    row = cell(built[table], method, steps, dataset)
+    assert row[column] == value and row["source"] == "measured" and row["fid"] != row["paper_fid"]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_number_of_the_paper_appears_and_never_fills_a_measured_cell(built, name):
+    paper = pd.read_csv(Path(tables.__file__).parent / f"paper/{name}.csv")
+    assert set(paper["paper_fid"]) <= set(built[name]["paper_fid"])
+    cited = where(built[name], source="cited")
+    assert len(cited) == {"table1": 0, "table2a": 18, "table2b": 8, "table2c": 1}[name]
+    measured = [column for column in ("fid", "seeds", "latency_s") if column in cited]
+    assert cited[measured].isna().all().all() and cited["paper_fid"].notna().all()
+
+
+def test_table_2b_is_of_the_smaller_sample_and_latency_of_lcm_is_splams(built):
+    assert set(where(built["table2b"], source="measured")["images"]) == {500}
+    seconds = [cell(built["table2c"], method, 4)["latency_s"] for method in ("LCM (fix w)", "SPLAM (raw input)")]
+    assert seconds == [0.019, 0.019]
+
+
+def test_table_2_has_4_step_splams_fid_over_every_methods(built, metrics):
+    ours = cell(built["table2a"], "SPLAM (scaled input)", 4)
+    assert ours["splam_ratio"] == 1
+    row = cell(built["table2a"], "DDIM", 4)
+    assert row["splam_ratio"] == pytest.approx(ours["fid"] / row["fid"])
+    raw = build_table("table2a", changed(metrics, metrics.rows[metrics.rows["variant"] != "scaled input"]))
+    assert cell(raw, "SPLAM (raw input)", 4)["splam_ratio"] == 1
+
+
+def test_only_finished_runs_enter_and_two_runs_of_one_seed_are_an_error(metrics):
+    rows = metrics.rows
+    unfinished = rows.assign(final=rows["final"] & (rows["method"] != "LCM*"))
+    assert cell(build_table("table1", changed(metrics, unfinished)), "LCM*", 4)["source"] == "not measured"
+    twin = where(rows, method="LCM*").assign(run="twin")
+    with pytest.raises(ValueError, match="twin"):
+        build_table("table1", changed(metrics, pd.concat([rows, twin])))
+
+
+def test_captions_name_the_metric_and_never_plain_fid(metrics, built, empty):
+    text = caption("table1", built["table1"], metrics)
+    for part in ("FID (EfficientNet-Lite0)", "CLIP score (tiny, in-domain)", "1,000 images", "trailing", "±"):
+        assert part in text
+    assert caption("table1", build_table("table1", empty), empty).startswith("fid_name not recorded")
+
+
+def test_headline_compares_ratios(built):
+    head = headline(built["table1"]).set_index(["student", "steps"])
+    fid = [cell(built["table1"], method, 1)["fid"] for method in ("SPLAM (scaled input)", "LCM (fix w)")]
+    row = head.loc[("SPLAM (scaled input)", "1")]
+    assert row["SPLAM / LCM"] == f"{fid[0] / fid[1]:.3f}" and row["in the paper"] == f"{40.52 / 43.87:.3f}"
+
+
+def test_what_stands_beside_fid_is_read_beside_it(built):
+    shown = readable(built["table1"])
+    beside = ["FID to teacher", "KID", "precision", "recall", "RMSE to teacher"]
+    assert list(shown)[list(shown).index("paper's FID") + 1 :][:5] == beside
+    assert list(shown.loc[0, beside]) == ["2,080.0", "0.1", "0.500", "0.400", "0.2"]
+    assert "second CLIP score" not in shown
+    assert list(readable(built["table1"].assign(clip_score_beside=27.25))["second CLIP score"])[0] == "27.25"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "text"),
+    [
+        ("fid", 12345.67, "12,345.7"),
+        ("fid_teacher", 1.4e-11, "0.0"),
+        ("clip_score", 27.256, "27.26"),
+        ("kid", -0.02167, "-0.0217"),
+        ("paper_fid", 10.06, "10.06"),
+        ("skip", 100, "100"),
+        ("fid", math.nan, ""),
+    ],
+)
+def test_numbers_are_rounded_to_what_is_meaningful(column, value, text):
+    assert written(column, value) == text
+
+
+def test_written_tables_hold_numbers(tmp_path, built):
+    write_csv(built["table2a"], tmp_path / "a.csv")
+    found = pd.read_csv(tmp_path / "a.csv")
+    assert found["fid"].dtype == float and (found["fid"] - built["table2a"]["fid"]).abs().max() <= 0.05
+    assert list(found) == list(built["table2a"])
+
+
+def test_other_pipelines_stand_in_table_2_beside_the_papers_number(metrics):
+    facts = {"run": "", "variant": "", "guidance_scale": 1, "seed": 0, "final": True, "steps": 1}
+    row = where(metrics.rows, dataset="unseen").iloc[[0]].assign(**facts)
+    others = [row.assign(system="a", method="InstaFlow-0.9B"), row.assign(system="b", method="Another")]
+    more = changed(metrics, pd.concat([metrics.rows, *others]))
+    table = build_table("table2a", more, ["a", "b"])
+    assert list(where(table, method="InstaFlow-0.9B")["source"]) == ["measured"], "and then not cited as well"
+    assert cell(table, "InstaFlow-0.9B", 1)["paper_fid"] == 13.10 and pd.isna(cell(table, "Another", 1)["paper_fid"])
+    assert "w" in readable(table) and "w" not in readable(build_table("table2a", metrics))
+    assert "Another" not in set(build_table("table2b", more, ["a", "b"])["method"])

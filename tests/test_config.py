@@ -1,0 +1,183 @@
+"""Parameters: composing a profile, and one readable line for everything that is wrong with it."""
+
+import re
+import shutil
+
+import pytest
+import yaml
+
+from splam import profile as composing
+from splam.config import ROOT, Params, ParamsError, load_params, parse
+from splam.profile import CONF, compose
+
+SD = ("sd15-w3", "sd15-w8", "sd21-w8")
+
+
+def profile(name: str, *overrides: str) -> Params:
+    return parse(compose(name, overrides), name)
+
+
+@pytest.fixture
+def conf(tmp_path):
+    """The repository's profiles, to which a test may add its own."""
+    return shutil.copytree(CONF, tmp_path / "profile")
+
+
+@pytest.mark.parametrize("name", ["tiny", "smoke", "rehearsal", *SD])
+def test_every_profile_composes(name):
+    params = profile(name)
+    assert params.profile == name and params.runs and params.baselines
+
+
+def test_every_run_has_its_name_seed_and_whole_training():
+    params = profile("smoke", "seed=3", "runs.lcm-w3-k20.training.ema_decay=0.5")
+    run, other = params.runs["lcm-w3-k20"], params.runs["splam-w3-k20"]
+    assert (run.name, run.seed, run.training.iterations, run.training.ema_decay) == ("lcm-w3-k20", 3, 5, 0.5)
+    assert other.training.ema_decay == params.training.ema_decay == 0.95
+
+
+def test_params_hold_what_the_profiles_say_and_nothing_derived(conf):
+    layers = [yaml.safe_load((conf / f"{name}.yaml").read_text()) for name in ("tiny", "smoke")]
+
+    def leaves(content, key=""):
+        if not isinstance(content, dict):
+            return {key}
+        return {leaf for name, value in content.items() for leaf in leaves(value, f"{key}.{name}")}
+
+    assert leaves(compose("smoke", conf=conf)) <= {".profile"}.union(*map(leaves, layers))
+
+
+def test_mappings_merge_lists_replace_and_null_takes_out(conf):
+    (conf / "mine.yaml").write_text(
+        "extends: smoke\nevaluation: {steps: [2]}\nbaselines: {unipc: null}\npictures: {gallery_baselines: []}\n"
+    )
+    content = compose("mine", ["training.iterations=7"], conf)
+    assert content["evaluation"]["steps"] == [2] and "unipc" not in content["baselines"]
+    assert content["training"]["iterations"] == 7 and content["training"]["batch_size"] == 16
+
+
+def test_a_profile_is_written_and_read_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(composing, "PARAMS", tmp_path / "params.yaml")
+    assert composing.main(["smoke"]) == 0 and "5 distillations" in capsys.readouterr().out
+    assert "\nprofile: smoke\n" in (tmp_path / "params.yaml").read_text()  # a line that the Makefile looks for
+    assert load_params(tmp_path / "params.yaml") == profile("smoke")
+    assert load_params(tmp_path / "params.yaml", seed=5).runs["lcm-w3-k20"].seed == 5
+    assert composing.main(["smoke", "--set", "training.loss=l3"]) == 1 and "'huber'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.iteratoins=3", r"training: unknown key 'iteratoins'; did you mean 'iterations'\?"),
+        ("runs.lcm-w3-k20.skp=3", r"runs.lcm-w3-k20: unknown key 'skp'; did you mean 'skip'\?"),
+        ("runs.lcm-w3-k20.training.lr=1", "runs.lcm-w3-k20.training: unknown key 'lr'"),
+        ("baselines.ddim.step=[1]", r"baselines.ddim: unknown key 'step'; did you mean 'steps'\?"),
+        ("data.train_drows=1", r"data.*: unknown key 'train_drows'; did you mean 'train_draws'\?"),
+        ("training.iterations=many", "training.iterations = 'many': .*integer"),
+        ("training.loss=l3", "training.loss = 'l3': .*'l2', 'huber' or 'pseudo_huber'"),
+        ("training.ema_decay=1", "training.ema_decay = 1: .*less than 1"),
+        ("training.loss=null", "training.loss.*: .*[Ff]ield required"),
+        ("training.condition_width=7", "training.condition_width = 7: .*multiple of 2"),
+        ("training.gradient_accumulation_steps=0", "gradient_accumulation_steps = 0: .*greater than 0"),
+        ("data.kind=coco", "data.*'coco'.*'emoji', 'laion'"),
+        ("runs.splam-w3-k100-me.skip=50", "splam-w3-k100-me.skip = 50: .*multiple of trajectories.solver_skip"),
+        ("runs.splam-w3-k100-me.skip=120", "skip = 120 takes 6 solver steps: trajectories.steps = 5 is too few"),
+        ("runs.splam-w3-k100-me.guidance_scale=5", "guidance_scale = 5 is not one of trajectories.guidance_scales"),
+        ("runs.lcm-w3-k20.training.gamma_law=[2, 1]", "lcm-w3-k20.*gamma_law .*are splam's; lcm's gamma is 1"),
+        ("runs.lcm-w3-k20.training.source=data", "source and latents are set for the whole profile"),
+        ("training.source=latents", "training.source = latents, but there is no latents.train"),
+        ("training.source=online", "training.source = 'online': .*'trajectories', 'latents' or 'data'"),
+        ("delta.runs=[lcm-w3-k21]", r"delta.runs: no 'lcm-w3-k21'; did you mean 'lcm-w3-k20'\?"),
+        ("latency.run=x", "latency: no 'x'; there are: lcm-star-w8-k20, "),
+        ("pictures.gallery=[x]", "pictures: no 'x'"),
+        ("pictures.gallery_baselines=[dim]", r"pictures: no 'dim'; did you mean 'ddim'\?"),
+        ("evaluation.more.x=[seen]", "evaluation.more: no 'x'"),
+        ("evaluation.more.lcm-w3-k20=[new]", "evaluation.more.lcm-w3-k20.* = 'new': .*'unseen'"),
+        ("evaluation.small_images=61", "small_images are drawn from the first evaluation.images: there are fewer"),
+        ("ablations.tuning={reference: lcm-w3-k20, runs: [x]}", "ablations.tuning: no 'x'"),
+        ("pipelines.a/b={method: a, source: b, steps: [1], guidance_scale: 1}", "pipelines.a/b.*pattern"),
+        ("teacher.dtype=float16", "teacher.dtype = 'float16': .*'float32' or 'bfloat16'"),
+        ("seed", "override 'seed' is not key=value"),
+    ],
+)
+def test_every_mistake_is_named(override, message):
+    with pytest.raises(ParamsError, match=message):
+        compose("smoke", [override])
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(ParamsError) as caught:
+        compose("smoke", ["training.loss=l3", "seed=x", "teacher.dtype=float16"])
+    assert all(key in str(caught.value) for key in ("training.loss", "seed", "teacher.dtype"))
+
+
+def test_paths_from_images_need_no_cache_of_their_guidance_scale_or_length():
+    run = "runs.splam-w3-k100-me"
+    params = profile("smoke", "training.source=data", f"{run}.skip=200", f"{run}.guidance_scale=5")
+    assert params.runs["splam-w3-k100-me"].skip == 200
+
+
+def test_profiles_that_cannot_be_composed(conf):
+    with pytest.raises(ParamsError, match="there is no .*tyni.yaml: the profiles are rehearsal, sd, "):
+        compose("tyni", conf=conf)
+    for content, message in {
+        "extends: smoke": "extend each other: smoke -> tiny -> smoke",
+        "- a": "tiny.yaml: not a mapping",
+        "a: 1\na: 2": "tiny.yaml cannot be read: (.|\n)*duplicate key a",
+    }.items():
+        (conf / "tiny.yaml").write_text(content)
+        with pytest.raises(ParamsError, match=message):
+            compose("smoke", conf=conf)
+
+
+def test_params_that_are_not_there(tmp_path):
+    with pytest.raises(ParamsError, match="there is no .*params.yaml: compose it by `python -m splam.profile PROFILE`"):
+        load_params(tmp_path / "params.yaml")
+
+
+# The profiles at Stable Diffusion's size: what the paper's tables need of them is there.
+
+
+@pytest.mark.parametrize("name", SD)
+def test_a_profile_holds_the_published_hyperparameters(name):
+    params = profile(name)
+    assert (params.trajectories.solver_skip, params.data.resolution, params.evaluation.teacher_steps) == (20, 512, 50)
+    for training in (run.training for run in params.runs.values()):
+        assert (training.learning_rate, training.ema_decay, training.loss) == (8e-6, 0.95, "huber")
+        batch = training.batch_size * training.gradient_accumulation_steps * training.processes
+        assert training.source == "data" and 900 < batch < 1100
+    assert (params.evaluation.features, params.evaluation.images) == ("inception", 30000)
+
+
+def runs_of(params: Params, method: str, w: float, k: int, me: bool) -> list[str]:
+    wanted = (method, w, k, me)
+    return [n for n, r in params.runs.items() if (r.method, r.guidance_scale, r.skip, r.multiple_estimation) == wanted]
+
+
+def test_tables_and_figures_have_their_runs():
+    for name, w in (("sd15-w3", 3), ("sd15-w8", 8)):  # Table 2
+        params = profile(name)
+        assert len(runs_of(params, "splam", w, 100, True)) == 2  # the paper's input, and the scaled one
+        (lcm,) = runs_of(params, "lcm", w, 20, False)
+        assert params.runs[lcm].training.iterations >= 10_000 and params.evaluation.gate.guidance_scale == w
+    params = profile("sd15-w3")  # Figures 2 and 3
+    assert runs_of(params, "splam", 3, 100, False) and runs_of(params, "lcm", 3, 100, False)
+    assert all(runs_of(params, "splam", w, 100, True) for w in (3, 5, 8, 12))
+    params = profile("sd21-w8")  # Table 1 measures both sets
+    assert params.evaluation.more == {n: ["seen"] for n, run in params.runs.items() if run.method != "lcm_lora"}
+
+
+@pytest.mark.parametrize("name", ("sd", *SD))
+def test_every_hyperparameter_of_training_says_where_it_is_from(name):
+    section = re.search(r"^training:\n((?:  .*\n)+)", (CONF / f"{name}.yaml").read_text(), re.MULTILINE)
+    settled = {"source", "checkpoint_seconds", "keep_checkpoints"}  # of no consequence for a result
+    lines = re.findall(r"^  (\w+): (.*)$", section[1], re.MULTILINE) if section else []
+    assert [key for key, rest in lines if key not in settled and not re.search("paper, |assumed", rest)] == []
+
+
+def test_the_profiles_of_the_documentation_compose(conf):
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/stable-diffusion.md").read_text(), re.DOTALL)
+    for block in blocks:
+        (conf / "mine.yaml").write_text(block if "extends" in block else f"extends: sd15-w3\n{block}")
+        parse(compose("mine", conf=conf), "mine")
+    assert blocks

@@ -1,0 +1,158 @@
+"""The preflight: every kind of problem is listed with its remedy, all at once, and nothing else is called one."""
+
+import json
+import re
+import shutil
+import socket
+import tarfile
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+
+from splam import preflight
+from splam.config import CocoData, LaionData, parse
+from splam.preflight import NOTE, OK, PROBLEM, Line
+from splam.profile import compose
+from tests.standins.sd import write_pipeline
+
+
+def problems(lines: list[Line]) -> list[str]:
+    return [text for mark, text in lines if mark == PROBLEM]
+
+
+@pytest.fixture
+def nothing(tmp_path, monkeypatch):
+    """A machine with nothing on it and no network."""
+
+    def refuse(*arguments):
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return tmp_path
+
+
+@pytest.fixture
+def sd(tmp_path) -> Path:
+    """A pipeline of Stable Diffusion 1.5's classes that a test may damage."""
+    write_pipeline(tmp_path / "sd", 0)
+    return tmp_path / "sd"
+
+
+def teacher(source: Path | str, *overrides: str) -> list[Line]:
+    return preflight.teacher(parse(compose("smoke", [f"teacher.source={source}", *overrides]), ""))[0]
+
+
+def test_a_teacher_that_is_nowhere_names_its_download(nothing):
+    (text,) = problems(teacher("stable-diffusion-v1-5/stable-diffusion-v1-5"))
+    assert "nor in the hub's local cache: python -c " in text and ".download('stable-diffusion-v1-5/" in text
+
+
+def test_a_teacher_is_opened_as_the_stage_opens_it(sd):
+    assert not problems(teacher(sd)) and not problems(teacher("tiny"))
+    weights = sd / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    assert len(problems(teacher(sd))) == 1
+    weights.unlink()
+    assert "diffusion_pytorch_model" in problems(teacher(sd))[0]
+    (sd / "model_index.json").unlink()
+    assert "no model_index.json" in problems(teacher(sd))[0]
+
+
+def test_an_unsupported_teacher_is_named(sd):
+    scheduler = sd / "scheduler/scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"rescale_betas_zero_snr": True}))
+    (text,) = problems(teacher(sd))
+    assert "zero terminal SNR" in text and "or name another one in teacher.source" in text
+
+
+def laion(*shards: str) -> list[Line]:
+    data = LaionData(kind="laion", shards=list(shards), resolution=64, test_images=8, coco=CocoData(folder="coco"))
+    return list(preflight.shards(data))
+
+
+def test_every_bad_shard_is_listed_with_the_remedy(laion_folder, tmp_path):
+    shutil.copy(laion_folder / "00000.tar", tmp_path / "good.tar")
+    (tmp_path / "page.tar").write_bytes(b"<html>not found</html>" * 100)
+    with tarfile.open(tmp_path / "uncaptioned.tar", "w") as file, tarfile.open(laion_folder / "00000.tar") as source:
+        for member in source:
+            if member.name.endswith(".jpg"):
+                file.addfile(member, source.extractfile(member))
+    with tarfile.open(tmp_path / "hollow.tar", "w"):
+        pass
+    lines = laion(f"{tmp_path}/*.tar", f"{tmp_path}/gone-{{0..4}}.tar")
+    text = "\n".join(problems(lines))
+    for name, reason in {
+        "page": "no whole tar archive",
+        "uncaptioned": "is an image with a caption",
+        "hollow": "holds no samples",
+        "gone-0": "matches no file",
+    }.items():
+        assert re.search(f"{name}.tar.*{reason}", text), text
+    assert "good.tar" not in text and [mark for mark, line in lines if line.startswith("1 shards")] == [OK]
+
+
+def test_urls_are_not_looked_at(nothing):
+    assert laion("https://example.org/{0..3}.tar") == [
+        (NOTE, "4 shards are URLs or commands: not looked at without the network")
+    ]
+
+
+def coco(folder: Path, **lists) -> list[Line]:
+    return list(preflight.coco(CocoData(folder=str(folder), **lists), {"coco30k": 30, "coco5k": 20}))
+
+
+def test_coco_that_is_not_there_names_its_archives(tmp_path):
+    first, second = problems(coco(tmp_path))
+    assert "wget http://images.cocodataset.org/zips/val2014.zip http://images.cocodataset.org/annotations/" in first
+    assert "annotations_trainval2017.zip" in second
+
+
+def test_caption_lists_that_are_short_or_of_another_set(coco_folder, tmp_path):
+    assert [mark for mark, _ in coco(coco_folder)] == [OK, NOTE] * 2  # a draw, for want of a list
+    content = json.loads((coco_folder / "annotations/captions_val2014.json").read_text())
+    (tmp_path / "short.json").write_text(json.dumps([content["annotations"][0]["caption"]]))
+    (tmp_path / "other.txt").write_text("a caption of nothing\n")
+    lists = {"captions_30k": str(tmp_path / "short.json"), "captions_5k": str(tmp_path / "other.txt")}
+    short, other = problems(coco(coco_folder, **lists))
+    assert "has 1 captions, 30 are drawn: give a longer list" in short and "of no image of val2017" in other
+
+
+def test_networks_that_are_missing_say_where_they_come_from(nothing):
+    inception, clip = preflight.features("inception"), preflight.clip("ViT-g-14/laion2b_s12b_b42k", "evaluation.clip")
+    assert "curl -L --create-dirs -o" in inception[1] and "inception-2015-12-05.pt" in inception[1]
+    assert clip[0] == PROBLEM and "open_clip.create_model('ViT-g-14', 'laion2b_s12b_b42k')" in clip[1]
+    assert "open_clip.list_pretrained()" in preflight.clip("ViT-g-14/laion3b", "evaluation.clip")[1]
+    cached = nothing / "hub/models--laion--CLIP-ViT-g-14-laion2B-s12B-b42K"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text("abc")
+    (cached / "snapshots/abc").mkdir(parents=True)
+    (cached / "snapshots/abc/open_clip_model.safetensors").write_bytes(b"1")
+    assert preflight.clip("ViT-g-14/laion2b_s12b_b42k", "evaluation.clip")[0] == OK
+
+
+def test_what_the_machine_lacks(monkeypatch, teacher_folder):
+    params = parse(compose("smoke", ["training.processes=8", "training.gradient_accumulation_steps=3"]), "")
+    pipeline = preflight.teacher(parse(compose("smoke", [f"teacher.source={teacher_folder}"]), ""))[1]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    (text,) = problems(preflight.machine(params, pipeline))
+    assert "--set training.processes=3 training.gradient_accumulation_steps=8 keeps the global batch" in text
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
+    assert "make room" in problems(preflight.machine(params, pipeline))[0]
+
+
+def test_on_a_machine_with_nothing_everything_is_listed_at_once(nothing, capsys):
+    assert preflight.main(["sd15-w3"]) == 1
+    text = capsys.readouterr().out
+    for part in ("the teacher", "data.shards", "val2014", "val2017", "the FID's network", "ViT-g-14", "ViT-L-14"):
+        assert re.search(f"✗ .*{part}", text), part
+    assert "Not ready: 7 of these" in text
+
+
+def test_a_profile_that_needs_nothing_is_ready_and_a_wrong_one_an_error(nothing, capsys):
+    assert preflight.main(["tiny"]) == 0 and "Ready." in capsys.readouterr().out
+    assert preflight.main(["sd15-w3", "--set", "training.optimiser=sgd"]) == 1
+    assert "unknown key 'optimiser'" in capsys.readouterr().err
