@@ -18,7 +18,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
@@ -72,7 +72,7 @@ def read_parameters(notebook: Path, assignments: list[str]) -> dict[str, Any]:
     return parameters
 
 
-def run_notebook(notebook: Path, out: Path, parameters: dict[str, Any], terminal: TextIO) -> None:
+def run_notebook(notebook: Path, out: Path, parameters: dict[str, Any]) -> None:
     """Execute a notebook in a kernel of this interpreter at the repository's root and write it, normalised, to `out`.
 
     Until it has succeeded it lies, as far as it got, at `out` with the suffix .failed.ipynb. Raises StageError.
@@ -83,7 +83,7 @@ def run_notebook(notebook: Path, out: Path, parameters: dict[str, Any], terminal
     from papermill.exceptions import PapermillExecutionError
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    failed, progress = out.with_suffix(".failed.ipynb"), Progress(terminal)
+    failed = out.with_suffix(".failed.ipynb")
     try:
         executed = papermill.execute_notebook(
             notebook,
@@ -93,8 +93,8 @@ def run_notebook(notebook: Path, out: Path, parameters: dict[str, Any], terminal
             language="python",
             progress_bar=False,
             coalesce_streams=True,  # one piece of stdout a cell, without overwritten (\r) text
-            stdout_file=progress,
-            stderr_file=progress,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stdout,
             start_timeout=600,  # seconds: 60, the default, are too few on a machine busy with other work
             kernel_manager_class=_kernel_manager_class(),
             cwd=ROOT,
@@ -120,30 +120,6 @@ def normalise(executed: Any) -> Any:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     return executed
-
-
-class Progress:
-    """Passes what a notebook prints on to the terminal, or to a log.
-
-    In a log, a line that is being rewritten (a progress bar) is shown every `seconds` and once finished.
-    """
-
-    def __init__(self, terminal: TextIO, seconds: float = 10.0) -> None:
-        self.terminal, self.seconds = terminal, seconds
-        self.line, self.shown = "", -seconds
-        self.flush = terminal.flush
-
-    def write(self, text: str) -> None:
-        """Show a piece of output, which may end anywhere in a line."""
-        if self.terminal.isatty():
-            self.terminal.write(text)
-            return
-        *ended, self.line = re.split(r"(?<=[\r\n])", self.line + text.replace("\r\n", "\n"))
-        for line in ended:
-            now, content, rewritten = time.monotonic(), ANSI.sub("", line).rstrip(), line.endswith("\r")
-            if content and not (rewritten and now - self.shown < self.seconds):
-                self.terminal.write(content + "\n")
-                self.shown = now if rewritten else self.shown
 
 
 def _kernel_manager_class() -> type:
@@ -241,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
         out = options.out.resolve() if options.out else ROOT / f"build/executed/{name}.ipynb"
         if out == notebook:
             raise StageError(f"--out {options.out} is the notebook itself")
-        run_notebook(notebook, out, parameters, sys.stdout)
+        run_notebook(notebook, out, parameters)
     except StageError as error:
         print(f"{label} failed: {error}", file=sys.stderr)
         return 1

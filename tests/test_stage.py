@@ -1,6 +1,5 @@
 """The stage wrapper: what it refuses, what it keeps, what it shows, and that it leaves nothing running."""
 
-import io
 import json
 import os
 import shutil
@@ -138,20 +137,3 @@ def test_killed_leaves_no_process_behind(notebook, tmp_path, victim, shell):
 def test_launch_names_the_command_and_its_last_lines():
     with pytest.raises(RuntimeError, match=r"-m timeit 1/0` exited with 1; its last lines:\n(.|\n)*ZeroDivisionError"):
         stage.launch("timeit", "1/0")
-
-
-def test_log_shows_finished_lines_and_thins_bars_out():
-    log = io.StringIO()
-    progress = stage.Progress(log)
-    for i in range(50):
-        progress.write(f"\r{2 * i:3d}%|##")
-    progress.write("\rdone\nne")
-    progress.write("xt\n")
-    assert log.getvalue() == "  0%|##\ndone\nnext\n"
-
-
-def test_terminal_gets_every_refresh_of_a_bar():
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    stage.Progress(terminal).write("\r 1%\r 2%")
-    assert terminal.getvalue() == "\r 1%\r 2%"

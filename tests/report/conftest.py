@@ -1,7 +1,5 @@
 """Metrics of a made-up profile with three seeds, its report, and a profile without any metrics."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Made-up metrics for tests of the report: LCM and SPLAM as the paper orders them, plus seed noise."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

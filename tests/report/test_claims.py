@@ -1,7 +1,5 @@
 """Each claim's rule on numbers whose verdict is known beforehand."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -1,22 +1,20 @@
 """Figures plot the saved numbers they were given, and give the same bytes every time."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from splam.report import figures
 from splam.report.claims import judge
-from splam.report.figures import forest, plot, plotted_points, png
+from splam.report.figures import forest, plot, png
 from splam.report.metrics import where
 from splam.report.pictures import picture
 from tests.report.synthetic import write_samples
 
 
-@pytest.fixture(scope="module")
-def points(metrics) -> dict[str, pd.DataFrame]:
-    return plotted_points(metrics)
+@pytest.fixture
+def points(report) -> dict[str, pd.DataFrame]:
+    return report.points
 
 
 def legend(axis) -> set[str]:
@@ -27,7 +25,7 @@ def test_figure2a_plots_each_student_with_and_without_me(metrics, points):
     found = points["figure2a"].set_index(["student", "me", "skip"])
     both = [found.loc[("SPLAM (scaled input)", me, 20), "fid"] for me in (True, False)]
     assert both[0] == both[1], "at k = 20 they are one"
-    fids = where(metrics.rows, run="LCM (fix w)  w3 k100 False", dataset="unseen", steps=4)["fid"]
+    fids = where(metrics.rows, run="LCM (fix w)  3 100 False", dataset="unseen", steps=4)["fid"]
     cell = found.loc[("LCM", False, 100)]
     assert (cell["fid"], cell["fid_se"], cell["seeds"]) == (pytest.approx(fids.mean()), pytest.approx(fids.sem()), 3)
     axis = plot("figure2a", points["figure2a"], metrics).axes[0]
@@ -42,9 +40,7 @@ def test_figure2b_has_a_line_for_each_student_of_the_curve(metrics, points):
     assert nearer.get_ylabel() == "FID (EfficientNet-Lite0) to the teacher's images"
     assert nearer.lines[0].get_ydata()[0] == pytest.approx(0.8 * 1100)  # the network undistilled
     assert len(plot("figure2b", found.assign(fid_teacher=np.nan), metrics).axes) == 1
-    assert {"Undistilled", "LCM, k = 20", "SPLAM (raw input), k = 20", "SPLAM (raw input), k = 100 + ME"} <= legend(
-        axis
-    )
+    assert {"Undistilled", "LCM, k = 20", "SPLAM (raw input), k = 100 + ME"} <= legend(axis)
 
 
 def test_figure2c_shows_the_x0_error_beside_delta(metrics, points):
@@ -79,9 +75,8 @@ def test_pictures_put_each_image_in_its_cell(tmp_path):
     np.testing.assert_array_equal(by_prompt, np.swapaxes(images["figure5"], 0, 1))
 
 
-def test_forest_draws_every_measured_part_in_the_panel_of_its_unit(metrics):
-    parts = judge(metrics)[1]
-    some = where(parts, id=("C1", "C3", "C14"))
+def test_forest_draws_every_measured_part_in_the_panel_of_its_unit(report):
+    some = where(report.parts, id=("C1", "C3", "C14"))
     figure = forest(some)
     measured = some[some["estimate"].notna()]
     assert len(figure.axes) == measured["unit"].nunique() == 3

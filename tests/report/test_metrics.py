@@ -1,7 +1,5 @@
 """Saved numbers are read as they were written, and those that cannot be compared are refused."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 

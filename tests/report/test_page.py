@@ -1,7 +1,5 @@
 """The report as a whole: complete, the same bytes twice, readable offline, and unharmed by what is missing."""
 
-from __future__ import annotations
-
 import dataclasses
 from html.parser import HTMLParser
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tables hold what was measured and what the paper printed, and keep the two apart."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from pathlib import Path
