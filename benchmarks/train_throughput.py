@@ -1,13 +1,11 @@
 """Peak memory and images per second of distillation at Stable Diffusion 1.5's size, with random weights.
 
-    python -m benchmarks.train_throughput             # on a GPU; writes docs/gpu-throughput.md
+    python -m benchmarks.train_throughput             # on a GPU; writes benchmarks/gpu-throughput.md
     python -m benchmarks.train_throughput --tiny-cpu  # the same code on a shrunk network, to see that it runs
 
 Nothing is downloaded: speed and memory do not depend on what the weights are. Every cell is a training as
-splam.train runs it: images are encoded, carried along by the teacher, and one AdamW step is made.
+splam.distill runs it: images are encoded, carried along by the teacher, and one AdamW step is made.
 """
-
-from __future__ import annotations
 
 import argparse
 import dataclasses
@@ -22,13 +20,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from splam.models import Teacher, tiny_scheduler
-from splam.online import OnlinePaths
-from splam.params import ResolvedRun, Run, Training, Trajectories
-from splam.schedule import Schedule
-from splam.train import Distillation
+from splam.config import ROOT, Run, Trajectories
+from splam.distill.loop import Distillation
+from splam.distill.online import OnlinePaths
+from splam.method.schedule import Schedule
+from splam.networks.teacher import Teacher, tiny_scheduler
 
-ROOT = Path(__file__).resolve().parents[1]
 UNET = {
     "sample_size": 64,
     "block_out_channels": (320, 640, 1280, 1280),
@@ -106,49 +103,49 @@ def random_teacher(device: str, tiny: bool) -> Teacher:
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
     scheduler = tiny_scheduler()  # Stable Diffusion's betas
-    schedule, config = Schedule.from_scheduler(scheduler).to(device), dict(scheduler.config)
-    return Teacher(unet, vae, text, tokenizer, schedule, config, Path(), bf16=True)
+    schedule = Schedule.from_alphas_cumprod(scheduler.alphas_cumprod).to(device)
+    return Teacher(unet, vae, text, tokenizer, schedule, dict(scheduler.config), Path(), bf16=True)
 
 
-def cell_run(cell: Cell, batch_size: int) -> ResolvedRun:
+def cell_run(cell: Cell, batch_size: int) -> Run:
     """SPLAM or LCM-LoRA in bf16 autocast, with the authors' hyperparameters."""
     method = "lcm_lora" if cell.trained == "LoRA" else "splam"
-    run = Run(method=method, guidance_scale=8, skip=cell.skip, multiple_estimation=cell.skip > 20)
-    training = Training(
-        iterations=1,
-        batch_size=batch_size,
-        learning_rate=8e-6,
-        warmup=0,
-        weight_decay=0.0,
-        gradient_norm=1.0,
-        ema_decay=0.95,
-        loss="huber",
-        bf16=True,
-        gradient_checkpointing=cell.checkpointing,
-        compile=cell.compiled,
-        source="online",
-        lora_rank=64,
-        checkpoint_seconds=1e9,
-    )
-    return ResolvedRun("benchmark", "benchmark", 0, run, training)
+    training = {
+        "iterations": 1,
+        "batch_size": batch_size,
+        "learning_rate": 8e-6,
+        "lr_warmup_steps": 0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "ema_decay": 0.95,
+        "loss": "huber",
+        "bf16": True,
+        "gradient_checkpointing": cell.checkpointing,
+        "compile": cell.compiled,
+        "source": "data",
+        "lora_rank": 64,
+        "checkpoint_seconds": 1e9,
+    }
+    facts = {"name": "benchmark", "seed": 0, "method": method, "guidance_scale": 8, "skip": cell.skip}
+    return Run(**facts, multiple_estimation=cell.skip > 20, training=training)
 
 
 def measure(cell: Cell, teacher: Teacher, batch_size: int, warm_up: int, steps: int) -> dict[str, str]:
     """One line: GiB at the peak (of the GPU, over all that training allocates), and images per second."""
-    device, resolved = teacher.device, cell_run(cell, batch_size)
+    device, run = teacher.device, cell_run(cell, batch_size)
     cuda = device.type == "cuda"
     pixels = teacher.vae.config.sample_size
     settings = Trajectories(guidance_scales=[8], draws=1, steps=5, batch_size=1, empty_captions=0.1)
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        source = OnlinePaths(RandomImages(batch_size, pixels), resolved, teacher, settings)
-        run = Distillation.start(resolved, teacher, source)
+        source = OnlinePaths(RandomImages(batch_size, pixels), run, teacher, settings)
+        job = Distillation(run, teacher, source)
         for step in range(warm_up):
-            run.step(step).item()
+            job.step(step).item()
         start = time.perf_counter()
         for step in range(steps):
-            run.step(warm_up + step).item()  # .item() waits for the GPU
+            job.step(warm_up + step).item()  # .item() waits for the GPU
         rate = f"{batch_size * steps / (time.perf_counter() - start):.1f}"
         peak = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f}" if cuda else "not measured on a CPU"
     except torch.cuda.OutOfMemoryError:
@@ -179,7 +176,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def page(rows: list[dict[str, str]], device: str, batch_size: int) -> str:
-    """docs/gpu-throughput.md."""
+    """benchmarks/gpu-throughput.md."""
     return f"""# Training throughput on a GPU
 
 Stable Diffusion 1.5's networks with random weights, 512-pixel images, batches of {batch_size}, bf16 autocast over
@@ -198,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=12, help="the authors' batch for each GPU")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each cell")
     parser.add_argument("--warm-up", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="default: docs/gpu-throughput.md, or none with --tiny-cpu")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/gpu-throughput.md, or none with --tiny-cpu")
     options = parser.parse_args(arguments)
     if not options.tiny_cpu and not torch.cuda.is_available():
         print(
@@ -216,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
         clean_up(teacher)
     name = "a CPU, with shrunk networks" if options.tiny_cpu else torch.cuda.get_device_name()
     text = page(rows, name, options.batch_size)
-    out = options.out or (None if options.tiny_cpu else ROOT / "docs/gpu-throughput.md")
+    out = options.out or (None if options.tiny_cpu else ROOT / "benchmarks/gpu-throughput.md")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text)
