@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from splam.report.metrics import by_seed, check_comparable, expand, load_metrics, over, variants, where
+from splam.report.metrics import by_seed, check_comparable, load_metrics, over
 from tests.report.synthetic import QUOTE, write_metrics
 
 ROWS = pd.DataFrame({"dataset": "unseen", "system": ["a", "b"], **QUOTE})
@@ -42,11 +42,3 @@ def test_two_runs_for_one_seed_are_an_error_that_names_them():
     assert over(rows, "skip").to_numpy().tolist() == [[1.0, 2.0]]
     with pytest.raises(ValueError, match="several rows for one seed"):
         over(rows.assign(skip=20), "skip")
-
-
-def test_selections():
-    rows = pd.DataFrame({"method": ["SPLAM", "SPLAM", "LCM"], "variant": ["z", "raw input", ""], "steps": [1, 2, 4]})
-    assert list(where(rows, steps=(1, 4)).index) == [0, 2]
-    assert list(where(rows, method="SPLAM", steps=2).index) == [1]
-    assert variants(rows) == ["raw input", "z"]
-    assert [*expand({"a": [1, 2], "b": 3, "c": [[4, 5]]})] == [{"a": a, "b": 3, "c": [4, 5]} for a in (1, 2)]
