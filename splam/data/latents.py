@@ -119,6 +119,11 @@ class LatentShards:
     def __len__(self) -> int:
         return self.starts[-1]
 
+    def captions(self, number: int) -> list[str]:
+        """The captions of one file."""
+        with safe_open(self.files[number], "pt") as file:
+            return json.loads(file.metadata()["captions"])
+
     def rows(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Latents (n, c, h, w) and embeddings (n, tokens, width) of some images, float32, in the order asked for."""
         latents, embeddings = (torch.cat(column).float() for column in zip(*map(self._row, rows), strict=True))

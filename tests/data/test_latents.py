@@ -39,6 +39,7 @@ def test_rows_come_back_in_the_order_asked_for(tmp_path):
     run(tmp_path)
     kept = LatentShards(tmp_path)
     assert len(kept) == 21 and kept.starts == [0, 6, 12, 18, 21]
+    assert kept.captions(3) == ["image 18", "image 19", "image 20"]
     latents, embeddings = kept.rows([20, 0, 7, 7])
     assert latents.shape == (4, 4, 2, 2) and embeddings.shape == (4, 5, 6)
     assert latents.dtype == embeddings.dtype == torch.float32
