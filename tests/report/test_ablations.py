@@ -1,6 +1,5 @@
 """Ablations: one factor a run, paired by seed, apart from the claims."""
 
-import dataclasses
 import math
 
 import pandas as pd
@@ -10,7 +9,6 @@ from splam.config import Params, parse
 from splam.profile import compose
 from splam.report.ablations import ablation_table, differences, markdown, readable
 from splam.report.metrics import COLUMNS, where
-from splam.report.page import build
 from splam.report.rules import REAL, TEACHER
 
 REFERENCE = "splam-w3-k100-me"
@@ -90,11 +88,3 @@ def test_the_table_is_read_a_run_a_line():
     assert shown.loc["0.0001", f"ratio of FID to {REAL}, 2 steps"].startswith("0.898 [")
     assert shown.loc["0.0001", f"ratio of FID to {REAL}, 2 steps"].endswith("], better")
     assert f"**choices**, reference {REFERENCE}" in markdown(table)
-
-
-def test_ablation_runs_leave_claims_and_tables_as_they_are(metrics, params, report):
-    extra = where(metrics.rows, run="SPLAM scaled input 3 100 True").assign(run="low", ablation=True)
-    evaluations = pd.concat([metrics.evaluations, extra.assign(fid=extra["fid"] * 0.8)])
-    more = build(params, dataclasses.replace(metrics, evaluations=evaluations))
-    pd.testing.assert_frame_equal(more.parts, report.parts)
-    assert all(more.tables[name].equals(table) for name, table in report.tables.items())

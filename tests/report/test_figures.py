@@ -6,7 +6,7 @@ import pytest
 
 from splam.report import figures
 from splam.report.claims import judge
-from splam.report.figures import forest, plot, png
+from splam.report.figures import forest, plot
 from splam.report.metrics import where
 from splam.report.pictures import picture
 from tests.report.synthetic import write_samples
@@ -87,10 +87,3 @@ def test_forest_draws_every_measured_part_in_the_panel_of_its_unit(report):
 
 def test_forest_of_nothing_says_so(empty):
     assert forest(judge(empty)[0]).axes[0].texts[0].get_text() == "nothing measured"
-
-
-def test_equal_input_gives_equal_bytes(metrics, points):
-    first, second = (png(plot("figure2b", points["figure2b"], metrics)) for _ in range(2))
-    assert first == second
-    assert b"matplotlib" not in first
-    assert len(png(plot("figure2b", points["figure2b"], metrics), colours=32)) < len(first) / 2

@@ -76,11 +76,6 @@ def test_the_page_shows_everything_and_loads_nothing(written):
     assert len(local) > 20 and [link for link in local if not (written / link).is_file()] == []
 
 
-def test_writing_twice_gives_the_same_bytes(report, written, tmp_path):
-    write_page(report, tmp_path, [*FIGURES])
-    assert contents(tmp_path) == {"index.html": (written / "index.html").read_bytes()}
-
-
 def test_an_empty_profile_gets_a_report_that_says_so(params, empty, tmp_path):
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures/figure2a.png").write_bytes(b"of an earlier run")
