@@ -10,10 +10,11 @@ INSTALLED := $(VENV)/.installed
 # dvc.yaml says `python`: this is the one.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help plan repro switch test lint teacher lock lab bench-gpu clean-scratch
+.PHONY: help plan repro switch evidence test lint teacher lock lab bench-gpu clean-scratch
 help:
 	@echo "make repro [PROFILE=$(PROFILE)]  compose conf/profile/PROFILE.yaml, run the pipeline, write reports/PROFILE"
 	@echo "make plan [PROFILE=$(PROFILE)]   what a profile still needs, before anything is spent"
+	@echo "make evidence             the trainings that the claims are going to rest on, in evidence/metrics"
 	@echo "make test                 run the tests"
 	@echo "make lint                 check the style of code and notebooks"
 	@echo "make lab                  open the notebooks"
@@ -38,6 +39,9 @@ switch:
 
 plan: $(INSTALLED)
 	@python -m splam.preflight $(PROFILE)
+
+evidence: $(INSTALLED)
+	dvc repro evidence/dvc.yaml
 
 $(STAND_INS): tests/standins/sd.py | $(INSTALLED)
 	python -m tests.standins.sd build/rehearsal
