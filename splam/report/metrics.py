@@ -90,7 +90,8 @@ def distinct(rows: pd.DataFrame, *keys: str) -> pd.DataFrame:
 
 def by_seed(rows: pd.DataFrame, value: str) -> pd.Series:
     """One value for each seed (index: seed)."""
-    return distinct(rows[rows[value].notna()], "seed").set_index("seed")[value].astype(float)
+    rows = distinct(rows[rows[value].notna()], "seed")
+    return pd.Series(rows[value].to_numpy(float), rows["seed"].to_numpy())
 
 
 def over(rows: pd.DataFrame, column: str, value: str = "fid") -> pd.DataFrame:

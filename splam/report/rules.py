@@ -171,16 +171,17 @@ def compare(metrics: Metrics, entry: dict[str, Any], variant: str) -> Iterator[P
     entry = {"dataset": "unseen", "metric": "fid", **entry}
     systems = [system(entry[side], variant) for side in ("a", "b")]
     steps = entry["steps"] if isinstance(entry["steps"], list) else [entry["steps"]] * 2
-    rows = [where(metrics.rows, final=True, dataset=entry["dataset"], **side) for side in systems]
-    if "where_measured" in entry and not all(map(len, rows)):
+    at = [{"final": True, "dataset": entry["dataset"], **side} for side in systems]
+    if "where_measured" in entry and not all(len(where(metrics.rows, **side)) for side in at):
         return
-    a, b = (by_seed(where(found, steps=n), entry["metric"]) for found, n in zip(rows, steps, strict=True))
+    rows = [where(metrics.rows, steps=n, **side) for n, side in zip(steps, at, strict=True)]
+    a, b = (by_seed(found, entry["metric"]) for found in rows)
     name, unit, _ = NAMES[entry["metric"]]
     accept, level = region(metrics, entry), 0.90 if "within" in entry else 0.95
     lost = []
     for side, count, found in zip(systems, steps, (a, b), strict=True):
-        at = f"w = {side['guidance_scale']:g}, {steps_text(count)}, {entry['dataset']}"
-        lost += [f"no {name} of {short(side)}, {at}"] if found.empty else []
+        text = f"w = {side['guidance_scale']:g}, {steps_text(count)}, {entry['dataset']}"
+        lost += [f"no {name} of {short(side)}, {text}"] if found.empty else []
     lost += [f"CLIP score floors of {entry['dataset']}"] if math.isnan(accept[0]) else []
     if systems[1]["method"] in UNTRAINED and len(b) == 1:
         b = pd.Series(b.iloc[0], a.index)

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from splam.report import figures
-from splam.report.claims import judge
 from splam.report.figures import forest, plot
 from splam.report.metrics import where
 from splam.report.pictures import picture
@@ -83,7 +82,3 @@ def test_forest_draws_every_measured_part_in_the_panel_of_its_unit(report):
     assert sum(len(axis.get_yticks()) for axis in figure.axes) == len(measured)
     low, high = figure.axes[0].get_xlim()
     assert low < measured.loc[measured["id"] == "C1", "low"].min() < high
-
-
-def test_forest_of_nothing_says_so(empty):
-    assert forest(judge(empty)[0]).axes[0].texts[0].get_text() == "nothing measured"

@@ -21,11 +21,6 @@ def test_ablations_are_kept_apart_and_a_hash_stays_a_text(tmp_path):
     assert len(metrics.world) and len(metrics.latency) and len(metrics.delta)
 
 
-def test_nothing_measured_is_read_as_no_rows(empty):
-    assert [len(frame) for frame in vars(empty).values()] == [0] * 6
-    assert empty.fact("fid_name") == "fid_name not recorded"
-
-
 @pytest.mark.parametrize("column", ["fid_name", "clip_name", "references", "captions"])
 def test_rows_of_one_dataset_that_differ_in_kind_are_named(column):
     mixed = ROWS.assign(**{column: ["this", "that"]})

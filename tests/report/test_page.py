@@ -61,12 +61,7 @@ def test_everything_is_written(written):
 
 def test_the_page_shows_everything_and_loads_nothing(written):
     page = (written / "index.html").read_text()
-    for text in (
-        "tiny: emoji, FID (EfficientNet-Lite0),\n1,000 images",
-        "not on the scale",
-        "<td>13.81</td>",
-        "seed: 0",
-    ):
+    for text in ("tiny: emoji, FID (EfficientNet-Lite0),\n1,000 images", "not on the scale", "13.81", "seed: 0"):
         assert text in page
     found = Links(written / "index.html")
     assert set(CLAIMS) | set(FIGURES) <= found.ids
