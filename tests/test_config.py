@@ -170,7 +170,7 @@ def test_tables_and_figures_have_their_runs():
 @pytest.mark.parametrize("name", ("sd", *SD))
 def test_every_hyperparameter_of_training_says_where_it_is_from(name):
     section = re.search(r"^training:\n((?:  .*\n)+)", (CONF / f"{name}.yaml").read_text(), re.MULTILINE)
-    settled = {"source", "checkpoint_seconds", "keep_checkpoints"}  # of no consequence for a result
+    settled = {"source", "checkpoint_seconds"}  # of no consequence for a result
     lines = re.findall(r"^  (\w+): (.*)$", section[1], re.MULTILINE) if section else []
     assert [key for key, rest in lines if key not in settled and not re.search("paper, |assumed", rest)] == []
 

@@ -89,7 +89,7 @@ def test_a_killed_training_goes_on_with_the_same_bits(teacher_folder, data, tmp_
     teacher, iteration = small_teacher(teacher_folder, tmp_path / "teacher", 0.1), random.randint(1, 4)
     start = [*TORCHRUN, "splam.distill"] if processes == 2 else [sys.executable, "-m", "splam.distill"]
     for name in ("whole", "cut"):
-        line = arguments(tmp_path / name, teacher, data, f"training.processes={processes}")
+        line = arguments(tmp_path / name, teacher, data, f"training.processes={processes}", "training.iterations=16")
         if name == "cut":
             killed_at([*start, *line], tmp_path / name, iteration)
         if processes == 1:

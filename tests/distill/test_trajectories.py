@@ -17,8 +17,7 @@ LATENTS = "latents.train={images: 10, batch_size: 4, batches_per_file: 2}"
 
 def test_the_cache_holds_what_the_solver_gives(cache, teacher):
     assert cache.chain.shape == (24, 6, 4, 8, 8) and cache.embeddings.dtype == torch.float16
-    # Float32 against float32 in another batch size; the v of an untrained network is nearly 0, so z moves little, and
-    # the rounding is a larger share of it (3e-5) than a trained teacher's (under 1e-5).
+    # An untrained network moves z little: rounding is a larger share of it (3e-5) than a trained one's (below 1e-5).
     assert half_precision_error(teacher, cache, profile().trajectories)["all_steps"] < 1e-4
 
 
