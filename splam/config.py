@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = ROOT / "params.yaml"
-
 Dataset = Literal["unseen", "unseen-small", "seen"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # of a stage, a file and a folder
 Text = Annotated[str, Field(min_length=1)]
@@ -49,13 +48,13 @@ class TeacherSettings(Strict):
     licence: str | None = None  # of its weights, for the cards of the students made from it
 
 
-class EmojiData(Strict):
-    """The text-to-emoji set (splam.data.emoji)."""
+class ShapesData(Strict):
+    """The tiny world (splam.data.shapes): how many of its pictures are drawn."""
 
-    kind: Literal["emoji"]
-    train_draws: PositiveInt
-    test_draws: int = Field(ge=1, le=9)
-    every: PositiveInt = 1  # use one glyph in `every`
+    kind: Literal["shapes"]
+    train_images: PositiveInt
+    test_images: PositiveInt  # of the seen and of the unseen set, whose captions are drawn
+    reference_images: PositiveInt  # of each of the two, besides
 
 
 class CocoData(Strict):
@@ -173,6 +172,7 @@ class Baseline(Strict):
     steps: list[PositiveInt]
     guidance_scales: list[float]  # of sampler consistency, which takes none: whose teacher it is compared with
     datasets: list[Dataset] = ["unseen"]
+    other_noise: bool = False  # the teacher's second draw, the floor of what its students can reach
 
 
 class Pipeline(Strict):
@@ -253,7 +253,7 @@ class Params(Strict):
     seed: int
     inputs: str  # a local file or folder whose change makes the data and the teacher stages look again
     teacher: TeacherSettings
-    data: EmojiData | LaionData = Field(discriminator="kind")
+    data: ShapesData | LaionData = Field(discriminator="kind")
     trajectories: Trajectories
     latents: dict[Literal["train"], LatentsSettings] = {}
     training: Training
@@ -300,11 +300,11 @@ def _disagreements(params: Params) -> Iterator[str]:
             yield f"{key}.skip = {run.skip} takes {steps:g} solver steps: trajectories.steps = {cache.steps} is too few"
         if source == "trajectories" and steps > 1 and run.guidance_scale not in cache.guidance_scales:
             yield f"{key}.guidance_scale = {run.guidance_scale:g} is not one of trajectories.guidance_scales"
-    if params.data.kind != "laion" and params.evaluation.small_images > params.evaluation.images:
-        yield "evaluation.small_images are drawn from the first evaluation.images: there are fewer"
+    if params.data.kind == "shapes" and params.evaluation.small_images > params.evaluation.images:
+        yield "evaluation.small_images are the first of evaluation.images: there are fewer"
     pictures, latency = params.pictures, params.latency
-    named = {"delta.runs": params.delta.runs, "latency": [latency.run, latency.lora]}
-    named["evaluation.more"] = list(params.evaluation.more)
+    named = {"delta.runs": params.delta.runs, "evaluation.more": [*params.evaluation.more]}
+    named["latency"] = [latency.run, latency.lora]
     named["pictures"] = [*pictures.guidance_runs, pictures.lcm, pictures.splam, *pictures.gallery]
     named |= {f"ablations.{key}": [study.reference, *study.runs] for key, study in params.ablations.items()}
     for known, keys in ((params.runs, named), (params.baselines, {"pictures": pictures.gallery_baselines})):

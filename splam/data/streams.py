@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splam.config import EmojiData, LaionData
-from splam.data import emoji
+from splam.config import LaionData, ShapesData
+from splam.data import shapes
 from splam.data.images import to_pixels
 from splam.data.latents import LatentShards
 
@@ -40,10 +40,10 @@ class Stream(Protocol):
         """
 
 
-class EmojiStream:
+class ShapesStream:
     """The tiny world's training images: every image once, then in another order; captions of all levels."""
 
-    def __init__(self, split: emoji.Split, batch_size: int, seed: int):
+    def __init__(self, split: shapes.Split, batch_size: int, seed: int):
         """batch_size: of all processes together."""
         self.split, self.batch_size, self.seed = split, batch_size, seed
 
@@ -51,8 +51,8 @@ class EmojiStream:
         """Batches from number `start` on, without end: pixels (n, 3, 32, 32), and n captions."""
         for number in itertools.count(start):
             part = self.split[batch_rows(number, self.batch_size, len(self.split), self.seed).numpy()]
-            level = np.random.default_rng((self.seed, number)).integers(len(emoji.LEVELS), size=len(part))
-            yield to_pixels(part.images), part.captions(level)
+            levels = shapes.draw_levels(np.random.default_rng((self.seed, number)), len(part))
+            yield to_pixels(part.images), part.captions(levels)
 
 
 class LatentStream:
@@ -69,11 +69,11 @@ class LatentStream:
 
 
 def image_stream(
-    data: EmojiData | LaionData, folder: Path, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
+    data: ShapesData | LaionData, folder: Path, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
 ) -> Stream:
     """The training images of either kind of data for one of `ranks` processes; folder: what the data stage wrote."""
-    if data.kind == "emoji":
-        return EmojiStream(emoji.Split.load(folder / "train"), batch_size * ranks, seed)
+    if data.kind == "shapes":
+        return ShapesStream(shapes.Split.load(folder / "train"), batch_size * ranks, seed)
     from splam.data.shards import LaionStream  # loads webdataset
 
     return LaionStream(data, batch_size, seed, rank, ranks)

@@ -1,8 +1,8 @@
 """Test sets behind one interface: what is drawn and what it is measured against, whatever the data.
 
-"unseen" and "seen" are the two datasets of the tables. In the tiny world they are combinations of glyph and colour, and
-the first images of the unseen set are the smaller set of Table 2b. At Stable Diffusion's size unseen is coco30k,
-"unseen-small" coco5k with images and captions of its own, and seen the split of LAION that is never trained on.
+"unseen" and "seen" are the two datasets of the tables. In the tiny world they are triples of shape, fill and
+colour, and the first images of the unseen set are the smaller set of Table 2b. At Stable Diffusion's size unseen is
+coco30k, "unseen-small" coco5k with images and captions of its own, and seen a split of LAION that none is trained on.
 """
 
 import json
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from splam.config import EmojiData, LaionData, Params
-from splam.data import emoji
+from splam.config import LaionData, Params, ShapesData
+from splam.data import shapes
 from splam.data.coco import SIZE, SPLITS, Prompts, coco_images, coco_prompts, load_coco
 from splam.data.images import DataError, batched, resize
 from splam.data.manifest import build_manifest, check_manifest
@@ -41,27 +41,28 @@ class HeldOut:
     independent: bool
 
 
-def dataset_names(data: EmojiData | LaionData) -> tuple[str, ...]:
+def dataset_names(data: ShapesData | LaionData) -> tuple[str, ...]:
     """The datasets that have images and captions of their own."""
-    return ("unseen", "seen") if data.kind == "emoji" else ("unseen", "unseen-small", "seen")
+    return ("unseen", "seen") if data.kind == "shapes" else ("unseen", "unseen-small", "seen")
 
 
 def image_count(params: Params, dataset: str) -> int:
     """How many samples a dataset is measured by."""
-    if params.data.kind == "emoji" or dataset == "unseen":
+    if dataset == "unseen":
         return params.evaluation.images
-    return params.evaluation.small_images if dataset == "unseen-small" else params.data.test_images
+    small = dataset == "unseen-small" or params.data.kind == "shapes"
+    return params.evaluation.small_images if small else params.data.test_images
 
 
-def held_out_set(data: EmojiData | LaionData, folder: Path, dataset: str, count: int) -> HeldOut:
+def held_out_set(data: ShapesData | LaionData, folder: Path, dataset: str, count: int) -> HeldOut:
     """The test set of a dataset with `count` prompts; folder: what the data stage wrote.
 
     Raises DataError or ValueError if there are not so many.
     """
     if dataset not in dataset_names(data):
         raise ValueError(f"dataset {dataset!r}: data of kind {data.kind} has {', '.join(dataset_names(data))}")
-    if data.kind == "emoji":
-        held_out = _emoji_set(folder, dataset, count)
+    if data.kind == "shapes":
+        held_out = _shapes_set(data, folder, dataset, count)
     else:
         held_out = _laion_set(data, folder, count) if dataset == "seen" else _coco_set(data, folder, dataset, count)
     if len(held_out.prompts) < count or not held_out.reference_count:
@@ -72,17 +73,16 @@ def held_out_set(data: EmojiData | LaionData, folder: Path, dataset: str, count:
     return held_out
 
 
-def _emoji_set(folder: Path, dataset: str, count: int) -> HeldOut:
-    """Combinations of glyph and colour, captions of all levels in equal shares; the rest are references."""
-    split = emoji.Split.load(folder / dataset)
-    drawn, rest = split[:count], split[count:]
+def _shapes_set(data: ShapesData, folder: Path, dataset: str, count: int) -> HeldOut:
+    """The first `count` of data.test_images, by their full captions; what comes after those are references."""
+    split = shapes.Split.load(folder / dataset)
+    drawn, rest = split[: min(count, data.test_images)], split[data.test_images :]
 
     def real(size: int) -> Iterator[np.ndarray]:
         return (resize(images, size) for images in batched(drawn.images))
 
-    prompts = drawn.captions(np.arange(len(drawn)) % len(emoji.LEVELS))
-    references = partial(batched, rest.images, max(len(rest), 1))
-    return HeldOut(f"emoji-{dataset}", prompts, emoji.SIZE, len(rest), references, real, True)
+    references = partial(batched, rest.images)
+    return HeldOut(f"shapes-{dataset}", drawn.captions(), shapes.SIZE, len(rest), references, real, True)
 
 
 def _coco_set(data: LaionData, folder: Path, dataset: str, count: int) -> HeldOut:
@@ -116,13 +116,15 @@ def _prompts(folder: Path, name: str) -> Prompts:
     return Prompts(**json.loads(_built(folder / f"{name}.json").read_text()))
 
 
-def build(data: EmojiData | LaionData, folder: Path, seed: int) -> None:
+def build(data: ShapesData | LaionData, folder: Path, seed: int) -> None:
     """Make what the other stages read: the images of the tiny world, or of real data what identifies them.
 
     For LAION and COCO: folder/manifest.json, folder/coco30k.json and coco5k.json (captions), folder/seen.tar.
     """
-    if data.kind == "emoji":
-        emoji.build(folder, seed, data.train_draws, data.test_draws, data.every)
+    if data.kind == "shapes":
+        test = data.test_images + data.reference_images
+        for split, count in (("train", data.train_images), ("seen", test), ("unseen", test)):
+            shapes.make(split, seed, count).save(folder / split)
         return
     folder.mkdir(parents=True, exist_ok=True)
     for name, split in SPLITS.items():
@@ -139,29 +141,29 @@ def _manifest(data: LaionData, folder: Path) -> dict:
     return build_manifest(expand_shards(data.shards), captions)
 
 
-def check(data: EmojiData | LaionData, folder: Path) -> list[str]:
+def check(data: ShapesData | LaionData, folder: Path) -> list[str]:
     """What is wrong with the data, a sentence each: leaks of the tiny world; real data that is not the manifest's."""
-    if data.kind == "emoji":
-        return emoji.leaks(folder)
+    if data.kind == "shapes":
+        return shapes.leaks(folder)
     return check_manifest(json.loads(_built(folder / "manifest.json").read_text()), _manifest(data, folder))
 
 
-def describe(data: EmojiData | LaionData, folder: Path) -> list[str]:
+def describe(data: ShapesData | LaionData, folder: Path) -> list[str]:
     """What the data are, in a few lines."""
-    if data.kind == "emoji":
-        splits = {name: emoji.Split.load(folder / name) for name in emoji.SPLITS}
-        return [f"{n}: {len(s):,} images of {len(s.pairs()):,} combinations" for n, s in splits.items()]
+    if data.kind == "shapes":
+        splits = {name: shapes.Split.load(folder / name) for name in shapes.SPLITS}
+        return [f"{n}: {len(s):,} pictures, {len(set(s.captions())):,} full captions" for n, s in splits.items()]
     manifest = json.loads(_built(folder / "manifest.json").read_text())
     size = sum(facts.get("bytes", 0) for facts in manifest["shards"].values())
     lines = [f"{name}: {facts['count']:,} captions" for name, facts in manifest["captions"].items()]
     return [f"{len(manifest['shards']):,} shards of {size / 1e9:,.3f} GB", *lines]
 
 
-def preview(data: EmojiData | LaionData, folder: Path, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
+def preview(data: ShapesData | LaionData, folder: Path, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
     """The first training images with their captions: uint8 (count, h, w, 3), and count strings."""
-    if data.kind == "emoji":
-        train = emoji.Split.load(folder / "train")[:count]
-        return np.asarray(train.images), train.captions(np.arange(len(train)) % len(emoji.LEVELS))
+    if data.kind == "shapes":
+        train = shapes.Split.load(folder / "train")[:count]
+        return np.asarray(train.images), train.captions(np.arange(len(train)) % len(shapes.LEVELS))
     alone = data.model_copy(update={"workers": 0})
     pixels, captions = next(LaionStream(alone, count, seed).batches())
     return np.rint((pixels.permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8), captions

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from splam.config import Params, Trajectories
-from splam.data import emoji
+from splam.data import shapes
 from splam.data.images import to_pixels
 from splam.data.latents import encode_shards
 from splam.data.streams import image_stream
@@ -27,8 +27,8 @@ def make_draws(params: Params, data: Path, length: int) -> Draws:
     """(x, c) ~ D, some captions emptied, and t ~ the grid of `length` times; data: what the data stage wrote."""
     settings = params.trajectories
     generator = torch.Generator().manual_seed(params.seed)
-    if params.data.kind == "emoji":
-        images, captions = _emoji_samples(data, settings.draws, generator)
+    if params.data.kind == "shapes":
+        images, captions = _shapes_samples(data, settings.draws, generator)
     else:
         from splam.data.testsets import preview  # loads webdataset
 
@@ -39,14 +39,14 @@ def make_draws(params: Params, data: Path, length: int) -> Draws:
     return images, kept, grid[torch.randint(len(grid), (settings.draws,), generator=generator)]
 
 
-def _emoji_samples(data: Path, count: int, generator: torch.Generator) -> tuple[np.ndarray, list[str]]:
-    """Training images of the tiny world, none twice, and a caption of any level for each."""
-    train = emoji.Split.load(data / "train")
+def _shapes_samples(data: Path, count: int, generator: torch.Generator) -> tuple[np.ndarray, list[str]]:
+    """Training images of the tiny world, none twice, each with a caption at a drawn level."""
+    train = shapes.Split.load(data / "train")
     if count > len(train):
         raise ValueError(f"trajectories.draws is {count}, the training split has {len(train)} images")
     drawn = train[torch.randperm(len(train), generator=generator)[:count].numpy()]
-    level = torch.randint(len(emoji.LEVELS), (count,), generator=generator)
-    return drawn.images, drawn.captions(level.numpy())
+    levels = torch.multinomial(torch.tensor(shapes.LEVEL_SHARES), count, replacement=True, generator=generator)
+    return drawn.images, drawn.captions(levels.numpy())
 
 
 @torch.no_grad()
@@ -106,7 +106,7 @@ def encode_latents(params: Params, teacher: Teacher, data: Path, folder: Path) -
 
     Order and crops are those of a training from images; data: what the data stage wrote. A stopped run goes on.
     """
-    settings, images = params.latents["train"], "train" if params.data.kind == "emoji" else "manifest.json"
+    settings, images = params.latents["train"], "train" if params.data.kind == "shapes" else "manifest.json"
     stream = image_stream(params.data, data, settings.batch_size, params.seed)
 
     def encode(pixels: Tensor, captions: list[str], number: int) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,8 @@ class Captions:
 Draw = Callable[[Captions, list[int], int], Tensor]
 """Captions, a seed for each, and steps to images uint8 (n, h, w, 3) on the CPU."""
 
+OTHER_NOISE = 500_000  # added to a sample's seed: as many samples may be drawn before two draws share noise
+
 
 def student_draw(teacher: Teacher, unet: nn.Module, run: Run) -> Draw:
     """A published student (Eq. 19)."""
@@ -64,6 +66,11 @@ def baseline_draw(teacher: Teacher, sampler: str, guidance_scale: float) -> Draw
         return teacher.decode(sample_scheduler(scheduler, output, noise, steps))
 
     return draw
+
+
+def with_other_noise(draw: Draw) -> Draw:
+    """The same from other noise than every other system draws from."""
+    return lambda captions, seeds, steps: draw(captions, [seed + OTHER_NOISE for seed in seeds], steps)
 
 
 def pipeline_draw(pipeline, guidance_scale: float) -> Draw:

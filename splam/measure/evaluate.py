@@ -17,7 +17,16 @@ from splam.config import Params, Run, suggestion
 from splam.data.images import resize, to_pixels
 from splam.data.testsets import HeldOut, dataset_names, held_out_set
 from splam.measure.clip import clip_score, load_scorers
-from splam.measure.draw import Draw, baseline_draw, in_batches, pipeline_draw, sample_seeds, student_draw
+from splam.measure.draw import (
+    OTHER_NOISE,
+    Draw,
+    baseline_draw,
+    in_batches,
+    pipeline_draw,
+    sample_seeds,
+    student_draw,
+    with_other_noise,
+)
 from splam.measure.fid import load_features
 from splam.measure.measure import Measure, Paired, References
 from splam.networks.pipelines import open_any
@@ -154,11 +163,14 @@ def baseline_rows(bench: Bench, name: str) -> Iterator[Row]:
     unguided = baseline.sampler == "consistency"  # which takes no w: drawn once
     facts = _others(bench.params, name, baseline.method)
     facts["sampler"] = "consistency" if unguided else f"{baseline.sampler}, trailing"
+    if baseline.other_noise:
+        facts["first_sample_seed"] = sample_seeds(bench.params, 1)[0] + OTHER_NOISE
     for scales in [baseline.guidance_scales] if unguided else [[w] for w in baseline.guidance_scales]:
-        system = System(facts, baseline_draw(bench.teacher, baseline.sampler, scales[0]), scales)
+        draw = baseline_draw(bench.teacher, baseline.sampler, scales[0])
+        system = System(facts, with_other_noise(draw) if baseline.other_noise else draw, scales)
         for dataset, steps in product(baseline.datasets, baseline.steps):
             own = (baseline.sampler, dataset, steps) == ("ddim", "unseen", evaluation.teacher_steps)
-            drawn = bench.teacher_images(scales[0]) if own else None  # by the teacher-samples stage
+            drawn = bench.teacher_images(scales[0]) if own and not baseline.other_noise else None  # by another stage
             yield from bench.rows(system, dataset, steps, drawn and drawn.images)
         if unguided:  # what every student starts from
             start = replace(system, facts=facts | {"iteration": 0})
@@ -209,7 +221,7 @@ def floors(
         row = measure(images)
         yield from ({"method": method, "dataset": d, **row(n), **unknown} for d, n in counts.items())
     row = {"method": "Shuffled captions", "dataset": next(iter(counts)), "images": len(real), "fid": None}
-    for column, clip in measure.clips.items():  # 7 is no multiple of 3: other glyph, other level
+    for column, clip in measure.clips.items():  # by 7: other pictures' captions
         text = np.roll(measure.references.clip_text[column], 7, axis=0)
         row[column] = clip_score(clip.image_features(real), text)
     yield row

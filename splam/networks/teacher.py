@@ -15,7 +15,7 @@ from splam.method.schedule import Schedule, to_epsilon
 from splam.method.solver import Epsilon, guided_epsilon
 
 TINY_MODELS = ROOT / "models/tiny"
-TINY_TOKENS = 24  # of a caption in the tiny world, padding included
+TINY_TOKENS = 16  # of a caption in the tiny world, padding included
 SUPPORTED = "StableDiffusionPipeline"
 UNCHECKED = {"safety_checker": None, "requires_safety_checker": False}  # it would black out images that are measured
 

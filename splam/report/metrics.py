@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-MEASURES = ("fid", "fid_teacher", "clip_score", "clip_score_beside", "kid", "precision", "recall", "rmse_teacher")
+MEASURES = (
+    "fid",
+    "fid_teacher",
+    "gap_closed",
+    "clip_score",
+    "clip_score_beside",
+    "kid",
+    "precision",
+    "recall",
+    "rmse_teacher",
+)
+UNDISTILLED, SECOND_DRAW = "Undistilled", "Teacher, second draw"  # rows that gap_closed is reckoned from
 COMPARABLE = ("fid_name", "clip_name", "references", "captions")  # numbers that differ in these are never compared
 QUOTED = ("protocol", *COMPARABLE, "clip_name_beside", "dtype", "first_sample_seed", "sampler")
 TEXTS = ("system", "run", "method", "variant", "dataset", *QUOTED)
@@ -49,6 +60,7 @@ def load_metrics(folder: Path) -> Metrics:
     evaluations, floors, delta = read("evaluate/*.csv"), read("floors.csv"), read("delta.csv")
     check_comparable(pd.concat([evaluations, floors]))
     world = _frame([pd.DataFrame(json.loads(path.read_text())["rows"]) for path in folder.glob("world.json")])
+    evaluations = with_gap_closed(evaluations)
     rows, delta = where(evaluations, ablation=False), where(delta, ablation=False)
     return Metrics(rows, evaluations, floors, delta, read("latency.csv"), world)
 
@@ -58,6 +70,20 @@ def _frame(frames: list[pd.DataFrame]) -> pd.DataFrame:
     frame = pd.concat([pd.DataFrame(columns=list(COLUMNS), dtype=float), *frames], ignore_index=True)
     texts = {name: frame[name].astype(object).where(frame[name].notna(), "") for name in TEXTS}
     return frame.assign(**texts, final=~frame["final"].isin([False]), ablation=frame["ablation"].isin([True]))
+
+
+def with_gap_closed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with gap_closed: how much of its way from the undistilled network to the teacher a system has gone.
+
+    (undistilled - it) / (undistilled - floor), by the FID to the teacher's images of the same w and noise: the
+    undistilled network is drawn from in as many steps, the floor is the teacher's own second draw. Not clipped.
+    """
+    keys = ["dataset", "guidance_scale"]
+    starts = where(rows, method=UNDISTILLED).groupby([*keys, "steps"])["fid_teacher"].mean().rename("start")
+    floors = where(rows, method=SECOND_DRAW).groupby(keys)["fid_teacher"].mean().rename("floor")
+    both = rows[[*keys, "steps"]].merge(starts.reset_index(), "left").merge(floors.reset_index(), "left")
+    start, floor = both["start"].to_numpy(), both["floor"].to_numpy()
+    return rows.assign(gap_closed=(start - rows["fid_teacher"].to_numpy()) / (start - floor))
 
 
 def check_comparable(rows: pd.DataFrame) -> None:

@@ -1,4 +1,4 @@
-"""Figures 3a, 4 and 5: grids of the images that the sample stage drew (build/samples/NAME.npz)."""
+"""The overview and Figures 3a, 4 and 5: grids of the images that the sample stage drew (build/samples/NAME.npz)."""
 
 import textwrap
 from pathlib import Path
@@ -10,10 +10,10 @@ from splam.report.metrics import steps_text
 
 
 def picture(name: str, samples: Path) -> Figure:
-    """figure3a, figure4 or figure5.
+    """overview, figure3a, figure4 or figure5.
 
     images: uint8 (prompts, w, ...) of figure3a, (methods, steps, prompts, ...) of figure4, (columns, prompts, ...) of
-    figure5, each image (h, w, 3).
+    the others, each image (h, w, 3).
     """
     with np.load(samples / f"{name}.npz", allow_pickle=False) as file:
         images, found = file["images"], {key: file[key] for key in file if key != "images"}

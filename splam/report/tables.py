@@ -38,7 +38,7 @@ def summary(found: pd.DataFrame) -> dict[str, object]:
     """Means over seeds, standard errors where there are several, counts, and the source."""
     numbers = distinct(found, "seed")[list(MEASURES)].astype(float)
     values = numbers.mean().to_dict() | {f"{m}_se": numbers[m].sem() for m in ("fid", "clip_score")}
-    counts = {"seeds": len(found), "images": int(found["images"].iloc[0])} if len(found) else {}
+    counts = {"seeds": len(found), **found[["images", "iteration"]].iloc[0]} if len(found) else {}
     return values | counts | {"source": "measured" if len(found) else "not measured"}
 
 
@@ -70,7 +70,7 @@ def build_table(name: str, metrics: Metrics, pipelines: Collection[str] = ()) ->
     cited = cited.assign(method=cited["base"], dataset=None, source="cited")
     found = found.merge(paper.drop(columns="family", errors="ignore"), how="left", on=keys)
     whole = pd.concat([found, cited]).reindex(columns=CONTENT["saved"])
-    whole = whole.astype(dict.fromkeys(("steps", "seeds", "images", "skip"), "Int64"))
+    whole = whole.astype(dict.fromkeys(("steps", "seeds", "images", "skip", "iteration"), "Int64"))
     return whole[[column for column in whole if column in CONTENT["always"] or whole[column].notna().any()]]
 
 

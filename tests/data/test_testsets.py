@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
-from splam.config import CocoData, EmojiData
-from splam.data import emoji, testsets
+from splam.config import CocoData, ShapesData
+from splam.data import shapes, testsets
 from splam.data.images import DataError
 from splam.data.testsets import held_out_set
 from tests.data.conftest import laion_settings
 
-EMOJI = EmojiData(kind="emoji", train_draws=1, test_draws=2, every=110)
+SHAPES = ShapesData(kind="shapes", train_images=6, test_images=9, reference_images=5)
 
 
 @pytest.fixture(scope="module")
-def emoji_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("emoji")
-    testsets.build(EMOJI, folder, seed=0)
+def shapes_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes")
+    testsets.build(SHAPES, folder, seed=0)
     return folder
 
 
@@ -37,25 +37,23 @@ def stacked(batches) -> np.ndarray:
     return np.concatenate(list(batches))
 
 
-def test_emoji_sets_are_the_first_images_against_the_others(emoji_folder):
-    split = emoji.Split.load(emoji_folder / "unseen")
-    held = held_out_set(EMOJI, emoji_folder, "unseen", 7)
-    assert (held.protocol, held.size, held.independent) == ("emoji-unseen", 32, True)
+def test_shapes_are_drawn_from_the_first_pictures_and_measured_by_the_others(shapes_folder):
+    split = shapes.Split.load(shapes_folder / "unseen")
+    held = held_out_set(SHAPES, shapes_folder, "unseen", 7)
+    assert (held.protocol, held.size, held.independent) == ("shapes-unseen", 32, True)
     assert (stacked(held.real(32)) == split.images[:7]).all() and stacked(held.real(64)).shape == (7, 64, 64, 3)
-    assert (stacked(held.references()) == split.images[7:]).all() and held.reference_count == len(split) - 7
-    assert held.prompts == split.captions(np.arange(len(split)) % 3)[:7]
-    with pytest.raises(
-        DataError, match=f"emoji-unseen has {len(split)} prompts and 0 references, {len(split)} prompts"
-    ):
-        held_out_set(EMOJI, emoji_folder, "unseen", len(split))
+    assert (stacked(held.references()) == split.images[9:]).all() and held.reference_count == 5
+    assert held.prompts == split.captions()[:7] and all(" background" in prompt for prompt in held.prompts)
+    with pytest.raises(DataError, match="shapes-unseen has 9 prompts and 5 references, 10 prompts are asked for"):
+        held_out_set(SHAPES, shapes_folder, "unseen", 10)
 
 
-def test_emoji_leaks_are_told(emoji_folder, tmp_path):
-    assert testsets.check(EMOJI, emoji_folder) == []
+def test_leaks_of_the_shapes_are_told(shapes_folder, tmp_path):
+    assert testsets.check(SHAPES, shapes_folder) == []
     for name, source in {"train": "unseen", "unseen": "unseen", "seen": "seen"}.items():
-        emoji.Split.load(emoji_folder / source).save(tmp_path / name)
-    problems = " ".join(testsets.check(EMOJI, tmp_path))
-    assert "unseen pairs were trained on" in problems and " seen pairs were not trained on" in problems
+        shapes.Split.load(shapes_folder / source).save(tmp_path / name)
+    problems = " ".join(testsets.check(SHAPES, tmp_path))
+    assert "unseen triples were trained on" in problems and "14 pictures of the unseen set were trained on" in problems
 
 
 def test_coco_sets_have_all_images_as_references(settings, folder):
@@ -99,8 +97,8 @@ def test_data_stage_gives_the_same_bytes_again(settings, folder, tmp_path):
 
 
 def test_what_is_not_there_is_named(settings, tmp_path):
-    with pytest.raises(ValueError, match="dataset 'unseen-small': data of kind emoji has unseen, seen"):
-        held_out_set(EMOJI, tmp_path, "unseen-small", 1)
+    with pytest.raises(ValueError, match="dataset 'unseen-small': data of kind shapes has unseen, seen"):
+        held_out_set(SHAPES, tmp_path, "unseen-small", 1)
     for dataset, file in (("seen", "seen.tar"), ("unseen", "coco30k.json")):
         with pytest.raises(FileNotFoundError, match=f"{file}: run the data stage"):
             held_out_set(settings, tmp_path, dataset, 1)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from splam.data import emoji
+from splam.data import shapes
 from splam.distill.paths import TrajectoryCache
 from splam.distill.trajectories import build_cache, make_draws
 from tests.distill.builders import profile
@@ -14,7 +14,8 @@ def data(tmp_path_factory):
     """What the data stage leaves of the tiny world, with 40 images of noise to train on."""
     folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     images = rng.integers(256, size=(40, 32, 32, 3), dtype=np.uint8)
-    emoji.Split(images, np.arange(40), np.arange(40) % len(emoji.COLOURS)).save(folder / "train")
+    parts = [[number % len(words) for words in shapes.PARTS] for number in range(40)]
+    shapes.Split(images, np.array(parts, np.uint8)).save(folder / "train")
     return folder
 
 

@@ -91,14 +91,14 @@ def test_the_authors_unet_is_folded_exactly(teacher, generator, tmp_path):
 
 def test_a_card_holds_the_facts_and_the_numbers(tmp_path):
     row = {"steps": 4, "fid": 10.1, "images": 30000, "protocol": "coco30k"}
-    write_card(tmp_path, CardFacts(small_run(), "some/teacher", "emoji", "CreativeML Open RAIL-M", (row,)))
+    write_card(tmp_path, CardFacts(small_run(), "some/teacher", "shapes", "CreativeML Open RAIL-M", (row,)))
     card = ModelCard.load(tmp_path / "README.md")
     result = card.data.eval_results[0]
     assert (result.dataset_name, result.metric_value, result.metric_args["steps"]) == ("coco30k", 10.1, 4)
     for part in ("`some/teacher`", "40, multiple estimation", "guidance_scale=1,", "RAIL-M", "| 4 | 10.1 | 30000 |"):
         assert part in card.text
     with pytest.raises(KeyError, match="protocol"):  # no number is quoted without it
-        write_card(tmp_path, CardFacts(small_run(), "some/teacher", "emoji", numbers=({"fid": 10.1},)))
-    write_card(tmp_path, CardFacts(small_run("lcm_star"), "tiny", "emoji"))
+        write_card(tmp_path, CardFacts(small_run(), "some/teacher", "shapes", numbers=({"fid": 10.1},)))
+    write_card(tmp_path, CardFacts(small_run("lcm_star"), "tiny", "shapes"))
     text = (tmp_path / "README.md").read_text()
     assert "Nothing has been measured" in text and "guidance_scale=3," in text and "Not stated" in text

@@ -90,11 +90,22 @@ def test_headline_compares_ratios(built):
     assert row["SPLAM / LCM"] == f"{fid[0] / fid[1]:.3f}" and row["in the paper"] == f"{40.52 / 43.87:.3f}"
 
 
+def test_gap_closed_is_the_way_from_the_undistilled_network_to_another_draw_of_the_teacher(metrics):
+    rows = where(metrics.rows, dataset="unseen", guidance_scale=8, final=True)
+    for method, steps in (("LCM (fix w)", 1), ("LCM (fix w)", 4), ("DDIM", 4)):
+        for row in where(rows, method=method, steps=steps).to_dict("records"):
+            start = where(rows, method="Undistilled", steps=steps)["fid_teacher"].item()
+            assert row["gap_closed"] == pytest.approx((start - row["fid_teacher"]) / (start - 400))
+    assert set(where(rows, method="Undistilled")["gap_closed"]) == {0}
+    assert where(metrics.rows, dataset="seen")["gap_closed"].isna().all(), "the teacher has no images of that set"
+
+
 def test_what_stands_beside_fid_is_read_beside_it(built, metrics):
     shown = readable(built["table1"])
-    beside = ["FID to teacher", "KID", "precision", "recall", "RMSE to teacher"]
-    assert list(shown)[list(shown).index("paper's FID") + 1 :][:5] == beside
-    assert list(shown.loc[0, beside]) == ["2,080.0", "0.1", "0.500", "0.400", "0.2"]
+    beside = ["FID to teacher", "gap closed", "iterations", "KID", "precision", "recall", "RMSE to teacher"]
+    assert list(shown)[list(shown).index("paper's FID") + 1 :][:7] == beside
+    assert list(shown.loc[0, beside]) == ["2,080.0", "0%", "", "0.1", "0.500", "0.400", "0.2"]
+    assert set(shown["iterations"]) == {"", "100"}
     text = caption("table1", built["table1"], metrics)
     assert text.startswith("FID (EfficientNet-Lite0); CLIP score (tiny, in-domain); 1,000 images. Baselines: trailing")
     assert "second CLIP score" not in shown

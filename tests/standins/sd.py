@@ -4,7 +4,7 @@
 
 writes OUT/pipeline, a folder of Stable Diffusion 1.5's classes, blocks and files with random weights of a small
 width; OUT/laion, three shards as img2dataset writes them, with one broken image and one missing caption; and
-OUT/coco, the files of val2014 and val2017. The pictures are the emoji of splam.data.emoji. Their numbers mean nothing:
+OUT/coco, the files of val2014 and val2017. The pictures are those of splam.data.shapes. Their numbers mean nothing:
 they are there so that everything that can go wrong before the first number does so in minutes. The same seed gives
 the same bytes.
 """
@@ -17,12 +17,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 import webdataset
 from PIL import Image
 
-from splam.data import emoji
+from splam.data import shapes
 
 IMAGE_SIZE = 64  # pixels of the pipeline; latents are 8x8, as the autoencoder's four levels make them
 TOKENS = 77  # of CLIP's text encoder
@@ -30,20 +29,18 @@ SHARDS, SAMPLES = 3, 24  # LAION: shards, and samples in each
 COCO_COUNTS = {"val2014": 40, "val2017": 20}
 COCO_FILE = {"val2014": "COCO_val2014_{:012d}.jpg", "val2017": "{:012d}.jpg"}
 BROKEN, CAPTIONLESS = (1, 5), (2, 7)  # (shard, sample) with a cut JPEG, and with an empty caption
-SHAPES = ((96, 96), (112, 84), (80, 120))  # width, height
+SIZES = ((96, 96), (112, 84), (80, 120))  # width, height
 
 
-def pictures(seed: int, count: int) -> Iterator[tuple[Image.Image, str, str]]:
-    """Emoji on coloured canvases of several shapes, each with its glyph's name and its colour."""
-    rng = np.random.default_rng(seed)
-    table, colours = emoji.glyphs(), list(emoji.COLOURS)
-    for number, index in enumerate(rng.permutation(len(table))[:count]):
-        glyph, colour = table[index], colours[rng.integers(len(colours))]
-        canvas = Image.new("RGB", SHAPES[number % len(SHAPES)], emoji.COLOURS[colour])
+def pictures(seed: int, count: int) -> Iterator[tuple[Image.Image, str]]:
+    """Patterned shapes in the middle of canvases of several sizes, each with its caption."""
+    for number in range(count):
+        scene = shapes.scene("train", seed, number)
+        canvas = Image.new("RGB", SIZES[number % len(SIZES)], shapes.COLOURS[scene.background])
         side = min(canvas.size)
-        drawn = Image.fromarray(emoji.draw(glyph, colour, (seed, number)))
-        canvas.paste(drawn.resize((side, side)), ((canvas.width - side) // 2, (canvas.height - side) // 2))
-        yield canvas, glyph.name, colour
+        drawn = Image.fromarray(shapes.render(scene)).resize((side, side))
+        canvas.paste(drawn, ((canvas.width - side) // 2, (canvas.height - side) // 2))
+        yield canvas, shapes.caption(scene.parts)
 
 
 def jpeg(image: Image.Image) -> bytes:
@@ -61,8 +58,8 @@ def write_laion(folder: Path, seed: int, shards: int = SHARDS, samples: int = SA
     for shard, path in enumerate(paths):
         with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as writer:
             for number in range(samples):
-                image, name, colour = next(source)
-                content, caption = jpeg(image), f"{name} on a {colour} background"
+                image, caption = next(source)
+                content = jpeg(image)
                 content = content[: len(content) // 2] if (shard, number) == BROKEN else content
                 caption = "" if (shard, number) == CAPTIONLESS else caption
                 writer.write(_sample(f"{shard:05d}{number:04d}", content, caption, image.size))
@@ -82,11 +79,11 @@ def write_coco(folder: Path, seed: int) -> None:
     for split, count in COCO_COUNTS.items():
         (folder / split).mkdir(exist_ok=True)
         images, annotations = [], []
-        for number, (image, name, colour) in enumerate(pictures(seed + int(split[3:]), count)):
+        for number, (image, shown) in enumerate(pictures(seed + int(split[3:]), count)):
             entry = {"id": 42 + 7 * number, "file_name": COCO_FILE[split].format(42 + 7 * number)}
             (folder / split / entry["file_name"]).write_bytes(jpeg(image))
             images.append(entry | {"width": image.width, "height": image.height})
-            for caption in (f"A {name} on a {colour} background.", f"There is a {name}\n"):  # COCO has stray newlines
+            for caption in (f"{shown.capitalize()}.", f"There is {shown}\n"):  # COCO has stray newlines
                 annotations.append({"image_id": entry["id"], "id": len(annotations), "caption": caption})
         content = {"info": {"description": "stand-in"}, "images": images, "annotations": annotations}
         (folder / "annotations" / f"captions_{split}.json").write_text(json.dumps(content))
@@ -180,7 +177,7 @@ def _tokenizer(folder: Path):
 def write_tokenizer(folder: Path) -> None:
     """Write CLIP's tokenizer files with a small vocabulary: all bytes, and a few words put together from them."""
     folder.mkdir(parents=True, exist_ok=True)
-    merges = [pair for word in ("background", "on", "a", *emoji.COLOURS) for pair in word_merges(word)]
+    merges = [pair for word in ("background", "on", "a", *shapes.COLOURS) for pair in word_merges(word)]
     merges = list(dict.fromkeys(merges))
     letters = byte_letters()
     words = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges)]

@@ -7,18 +7,20 @@ function of (split, seed, index), so there are as many as one likes.
 A tenth of the (shape, fill, colour) triples is *unseen*: kept from the training of every model.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from multiprocessing import Pool
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 SIZE = 32  # pixels
 COLOURS = {
@@ -55,7 +57,7 @@ def _corners(count: int, inner: float = 1.0) -> str:
     return _polygon((r * math.sin(a), -r * math.cos(a)) for a, r in turns)
 
 
-SHAPES = {  # as SVG, each within the unit circle
+SHAPES = {  # as SVG; the unit circle holds all but some corners, so a shape at the edge may lose a pixel of them
     "circle": '<circle r="0.95"/>',
     "square": '<rect x="-0.78" y="-0.78" width="1.56" height="1.56"/>',
     "triangle": _corners(3),
@@ -69,6 +71,9 @@ SHAPES = {  # as SVG, each within the unit circle
     "arrow": '<path d="M0 -1L.85 -.05H.36V.95H-.36V-.05H-.85Z"/>',
     "bolt": '<path d="M.35 -1L-.7 .2H-.1L-.35 1L.7 -.25H.1Z"/>',
 }
+
+
+PARTS = (tuple(SHAPES), FILLS, tuple(COLOURS), tuple(COLOURS))  # what a full caption names, in this order
 
 
 @dataclass(frozen=True)
@@ -85,46 +90,43 @@ class Scene:
     phase: tuple[float, float]
 
     @property
-    def triple(self) -> tuple[str, str, str]:
-        """(shape, fill, colour), by which pictures are seen or unseen."""
-        return self.shape, self.fill, self.colour
+    def parts(self) -> tuple[str, str, str, str]:
+        """What a full caption names: a word of each of PARTS."""
+        return self.shape, self.fill, self.colour, self.background
 
-    def caption(self, level: str = "full") -> str:
-        """'a striped red star on a blue background' (full), 'a red star' (shape) or 'a star on a blue background'."""
-        background = f"{_article(self.background)} background"
-        if level == "full":
-            return f"a {self.fill} {self.colour} {self.shape} on {background}"
-        if level == "shape":
-            return f"{_article(self.colour)} {self.shape}"
-        if level == "background":
-            return f"{_article(self.shape)} on {background}"
-        raise ValueError(f"level is {level!r}: choose {', '.join(LEVELS)}")
+
+def caption(parts: Sequence[str], level: str = "full") -> str:
+    """'a striped red star on a blue background' (full), 'a red star' (shape) or 'a star on a blue background'.
+
+    parts: shape, fill, colour, background.
+    """
+    shape, fill, colour, background = parts
+    place = f"on {_article(background)} background"
+    if level == "full":
+        return f"a {fill} {colour} {shape} {place}"
+    return f"{_article(colour)} {shape}" if level == "shape" else f"{_article(shape)} {place}"
 
 
 def _article(word: str) -> str:
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
-@cache
-def triples(split: str) -> tuple[tuple[str, str, str], ...]:
-    """The (shape, fill, colour) triples of a split: the tenth of them with the lowest hashes is unseen."""
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}: choose {', '.join(SPLITS)}")
-    everything = sorted(
-        itertools.product(SHAPES, FILLS, COLOURS), key=lambda t: hashlib.sha256(repr(t).encode()).digest()
-    )
-    unseen = round(UNSEEN_SHARE * len(everything))
-    return tuple(everything[:unseen] if split == "unseen" else everything[unseen:])
-
-
 def full_captions() -> list[str]:
     """Every full caption there is, 4,320 of them."""
-    scenes = (
-        Scene(*parts, (0, 0), 1, 0, (0, 0))
-        for parts in itertools.product(SHAPES, FILLS, COLOURS, COLOURS)
-        if parts[2] != parts[3]
-    )
-    return [scene.caption() for scene in scenes]
+    return [caption(parts) for parts in itertools.product(*PARTS) if parts[2] != parts[3]]
+
+
+def draw_levels(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Levels of the captions of `count` training pictures, int (count,), by LEVEL_SHARES."""
+    return rng.choice(len(LEVELS), size=count, p=LEVEL_SHARES)
+
+
+@cache
+def triples(split: str) -> tuple[tuple[str, str, str], ...]:
+    """The (shape, fill, colour) triples of one of SPLITS: the tenth of them with the lowest hashes is unseen."""
+    everything = sorted(itertools.product(*PARTS[:3]), key=lambda t: hashlib.sha256(repr(t).encode()).digest())
+    unseen = round(UNSEEN_SHARE * len(everything))
+    return tuple(everything[:unseen] if split == "unseen" else everything[unseen:])
 
 
 def scene(split: str, seed: int, index: int) -> Scene:
@@ -136,28 +138,20 @@ def scene(split: str, seed: int, index: int) -> Scene:
     radius = float(rng.uniform(*RADII))
     centre = rng.uniform(radius, SIZE - radius, 2).tolist()
     tilt = float(rng.uniform(-MAX_TILT, MAX_TILT))
-    return Scene(
-        shape, fill, colour, background, tuple(centre), radius, tilt, tuple(rng.uniform(0, PERIOD, 2).tolist())
-    )
+    phase = rng.uniform(0, PERIOD, 2).tolist()
+    return Scene(shape, fill, colour, background, tuple(centre), radius, tilt, tuple(phase))
 
 
-def caption_level(split: str, seed: int, index: int) -> str:
-    """The level of the caption that a picture of a training is shown with, by LEVEL_SHARES; test prompts are full."""
-    if split != "train":
-        return "full"
-    return LEVELS[np.random.default_rng((len(SPLITS), seed, index)).choice(len(LEVELS), p=LEVEL_SHARES)]
-
-
-def tone(colour: str) -> str:
-    """The second colour of a pattern, as CSS: a lighter one, or of light colours a darker one."""
+def tone(colour: str) -> tuple[int, int, int]:
+    """The second colour of a pattern: a lighter one, or of light colours a darker one."""
     rgb = np.array(COLOURS[colour], float)
     towards = 0.0 if rgb @ (0.299, 0.587, 0.114) > 140 else 255.0
-    return "rgb({:.0f},{:.0f},{:.0f})".format(*(rgb + TONE * (towards - rgb)))
+    return tuple(np.rint(rgb + TONE * (towards - rgb)).astype(int).tolist())
 
 
 def _pattern(scene: Scene) -> str:
     """The fill as SVG: a pattern of the colour and its tone, in pixels along the shape's own axes."""
-    base, other = "rgb({},{},{})".format(*COLOURS[scene.colour]), tone(scene.colour)
+    base, other = f"rgb{COLOURS[scene.colour]}", f"rgb{tone(scene.colour)}"
     half = PERIOD / 2
     marks = {
         "plain": "",
@@ -188,3 +182,62 @@ def render(scene: Scene) -> np.ndarray:
 
     png = resvg_py.svg_to_bytes(svg_string=svg(scene), width=SIZE, height=SIZE, skip_system_fonts=True)
     return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pictures uint8 (n, 32, 32, 3), and what they show: uint8 (n, 4), an index into each of PARTS."""
+
+    images: np.ndarray
+    parts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Self:
+        return Split(self.images[rows], self.parts[rows])
+
+    def captions(self, levels: np.ndarray | None = None) -> list[str]:
+        """The caption of every picture: full ones, or at the given levels, int (n,), index into LEVELS."""
+        levels = np.zeros(len(self), int) if levels is None else levels
+        names = ([words[i] for words, i in zip(PARTS, row, strict=True)] for row in self.parts.tolist())
+        return [caption(words, LEVELS[level]) for words, level in zip(names, levels, strict=True)]
+
+    def save(self, folder: Path) -> None:
+        """Write the split as .npy files into folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, array in vars(self).items():
+            np.save(folder / f"{name}.npy", array)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Open a saved split; pictures stay on disk (memory-mapped). Raises FileNotFoundError."""
+        if not (folder / "images.npy").is_file():
+            raise FileNotFoundError(f"{folder} holds no image split: run the data stage (dvc repro data.dvc) first")
+        return cls(np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "parts.npy"))
+
+
+def _picture(index: int, split: str, seed: int) -> tuple[np.ndarray, list[int]]:
+    """One picture and its row of Split.parts, for a worker process."""
+    shown = scene(split, seed, index)
+    return render(shown), [known.index(word) for known, word in zip(PARTS, shown.parts, strict=True)]
+
+
+def make(split: str, seed: int, count: int) -> Split:
+    """The first `count` pictures of one of SPLITS, drawn by two processes."""
+    with Pool(2) as pool:
+        drawn = pool.imap(partial(_picture, split=split, seed=seed), range(count), chunksize=64)
+        images, parts = zip(*tqdm(drawn, split, total=count, mininterval=2), strict=True)
+    return Split(np.stack(images), np.array(parts, np.uint8))
+
+
+def leaks(folder: Path) -> list[str]:
+    """What is wrong with the splits of a built set, a sentence each."""
+    train, seen, unseen = (Split.load(folder / name) for name in SPLITS)
+    problems, trained = [], {image.tobytes() for image in train.images}
+    if shared := {tuple(row) for row in train.parts[:, :3].tolist()} & {tuple(r) for r in unseen.parts[:, :3].tolist()}:
+        problems.append(f"{len(shared)} unseen triples were trained on: rebuild the data.")
+    for name, test in (("seen", seen), ("unseen", unseen)):
+        if copies := sum(image.tobytes() in trained for image in test.images):
+            problems.append(f"{copies} pictures of the {name} set were trained on: rebuild the data.")
+    return problems
