@@ -82,3 +82,9 @@ def clip_score(image_features: np.ndarray, text_features: np.ndarray) -> float:
     a, b = (f.astype(np.float64) for f in (image_features, text_features))
     cosine = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     return float(100 * cosine.mean())
+
+
+def caption_accuracy(clip: ClipScorer, images: np.ndarray, captions: list[str], choices: list[str]) -> float:
+    """The share of images uint8 (n, h, w, 3) that are more like their own caption than like any other of `choices`."""
+    chosen = (clip.image_features(images) @ clip.text_features(choices).T).argmax(1)
+    return float(np.mean([choices[i] == caption for i, caption in zip(chosen, captions, strict=True)]))
