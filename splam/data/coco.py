@@ -117,7 +117,10 @@ def read_captions(path: Path) -> tuple[list[str], list[int] | None]:
 
 
 def coco_images(coco: Coco, size: int, ids: list[int] | None = None) -> Iterator[np.ndarray]:
-    """Images by id, all by default, `square`: batches uint8 (b, size, size, 3). Raises DataError for a broken file."""
+    """Images by id, all by default, `square`: batches uint8 (b, size, size, 3). Raises DataError for a broken file.
+
+    They are not turned by their EXIF data: the protocols' references are not either.
+    """
     return batched(_image(coco.images[i], size) for i in (coco.images if ids is None else ids))
 
 
