@@ -75,7 +75,9 @@ class LaionData(Strict):
     crop: Literal["center", "random"] = "center"
     workers: int = Field(4, ge=0)  # reading processes of each rank; 0 reads in the training process
     shuffle_buffer: PositiveInt = 1000  # encoded samples that each worker holds to draw from
-    max_broken_share: Share = 0.01  # of broken images, missing captions and cut shards
+    smallest_side: PositiveInt = 64  # pixels; a smaller picture is of no use, and counted
+    largest_ratio: float = Field(8, ge=1)  # of a picture's sides; of a longer one a square shows too little
+    max_broken_share: Share = 0.01  # of broken images, unfit sizes, missing captions and cut shards
     held_out_share: float = Field(0.01, gt=0, lt=1)  # of the samples, by hash of their keys
     test_images: PositiveInt  # captions drawn from the test split; as many more are references
     coco: CocoData

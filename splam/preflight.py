@@ -93,7 +93,7 @@ def shards(data: LaionData) -> Iterator[Line]:
     local = [name for name in names if not is_url(name)]
     if len(local) < len(names):
         yield NOTE, f"{len(names) - len(local):,} shards are URLs or commands: not looked at without the network"
-    faults = {name: fault for name in local if (fault := shard_fault(name))}
+    faults = {name: fault for name in local if (fault := shard_fault(name, data))}
     for name, fault in faults.items():
         yield PROBLEM, f"shard {name}: {fault}: download it again, or take it out of data.shards"
     if good := [name for name in local if name not in faults]:
@@ -101,14 +101,14 @@ def shards(data: LaionData) -> Iterator[Line]:
         yield OK, f"{len(good):,} shards, {size:,.1f} GB; of each, the first samples can be trained on"
 
 
-def shard_fault(shard: str) -> str:
+def shard_fault(shard: str, data: LaionData) -> str:
     """What is wrong with the first samples of a local shard; empty if nothing is."""
     from splam.data.shards import Tally, decoded, read_shard, usable
 
     tally = Tally(1.0)
     try:
         samples = usable(itertools.islice(read_shard(shard, tally), PEEK), tally)
-        pairs = [sample for sample in samples if decoded(sample, 8, (0.5, 0.5), tally) is not None]
+        pairs = [sample for sample in samples if decoded(sample, 8, data, tally) is not None]
     except DataError:
         return "it holds no samples"
     if tally.counts["truncated shards"]:

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from splam.config import ROOT, CocoData
+from splam.data.captions import Row, captions, column, read_rows
 from splam.data.images import DataError, batched, square
 
 SPLITS = {"coco30k": "val2014", "coco5k": "val2017"}
 SIZE = 256  # pixels of both protocols
+IMAGE_IDS = ("image_id", "coco_id")  # columns of lists; `id` may be another number
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,12 @@ def load_coco(folder: Path, split: str) -> Coco:
     missing, names, captions = [f"annotations/{annotations.name}"], {}, {}
     if annotations.is_file():
         try:
-            content = json.loads(annotations.read_text())
+            content = json.loads(annotations.read_text(encoding="utf-8"))
             names = {entry["id"]: entry["file_name"] for entry in content["images"]}
             captions = {number: [] for number in sorted(names)}
             for entry in sorted(content["annotations"], key=lambda entry: entry["id"]):
                 captions[entry["image_id"]].append(" ".join(entry["caption"].split()))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{annotations} is no caption file of COCO ({error!r}): unpack {archives} again") from None
         present = {path.name for path in images.glob("*.jpg")}
         missing = [f"{split}/{name}" for name in sorted(names.values()) if name not in present]
@@ -68,56 +69,66 @@ def load_coco(folder: Path, split: str) -> Coco:
 def coco_prompts(coco: Coco, name: str, settings: CocoData) -> Prompts:
     """All captions of protocol "coco30k" or "coco5k": the list that settings name, or a draw by seed.
 
-    The draw takes one caption of every image, in a random order. A list without image ids gets them from the captions
-    themselves, whatever their case, spaces and last full stop. Raises DataError for captions of another set.
+    The draw takes one caption of every image, in a random order. A list without the ids of its images gets them from
+    the captions. Raises DataError for captions of another set.
     """
-    file = settings.captions_30k if name == "coco30k" else settings.captions_5k
-    if file is None:
+    key = f"captions_{name.removeprefix('coco')}"
+    if not (file := getattr(settings, key)):
         source = random.Random(f"{name}/0")
         described = [number for number, texts in coco.captions.items() if texts]
         ids = source.sample(described, len(described))
         return Prompts(f"{name}-seeded-draw", [source.choice(coco.captions[number]) for number in ids], ids)
-    captions, ids = read_captions(ROOT / file)
-    if ids is None:
-        owners = {_plain(text): number for number, texts in coco.captions.items() for text in texts}
-        ids = [owners.get(_plain(caption), -1) for caption in captions]
-    if strange := [c for c, number in zip(captions, ids, strict=True) if number not in coco.images]:
+    path = ROOT / file
+    if not path.is_file():
+        raise DataError(f"caption list {path} does not exist: correct data.coco.{key}")
+    rows = read_rows(path)
+    texts = captions(rows, path)
+    ids = _image_ids(rows, path) or list(_described_images(coco, texts, column(rows, ("id",), path), path))
+    if strange := [text for text, number in zip(texts, ids, strict=True) if number not in coco.images]:
         raise DataError(
-            f"caption list {file}: {len(strange):,} of {len(captions):,} captions are of no image of {SPLITS[name]}, "
+            f"caption list {file}: {len(strange):,} of {len(texts):,} captions are of no image of {SPLITS[name]}, "
             f"the first is {strange[0]!r}: give {SPLITS[name]}'s list, or its image ids in a column image_id"
         )
-    return Prompts(name, captions, ids)
+    return Prompts(name, texts, ids)
+
+
+def _image_ids(rows: list[Row], path: Path) -> list[int] | None:
+    """The column image_id or coco_id of a list, None without one. Raises DataError for other values than numbers."""
+    try:
+        return [int(str(value)) for value in values] if (values := column(rows, IMAGE_IDS, path)) else None
+    except ValueError as error:
+        raise DataError(f"{path} has image ids that are no whole numbers ({error}): correct them") from None
+
+
+def _described_images(coco: Coco, texts: list[str], hints: list | None, path: Path) -> Iterator[int]:
+    """The image of each caption, -1 if it is nobody's, whatever its case, spaces and last full stop.
+
+    hints: of a column id, which may be of images, annotations or rows: taken if each of them has its caption. Without,
+    equal captions go to the images that have them, in the order of ids. Raises DataError if there are more of them.
+    """
+    owners: dict[str, list[int]] = {}
+    for number, described in coco.captions.items():
+        for text in described:
+            owners.setdefault(_plain(text), []).append(number)
+    found = [owners.get(_plain(text)) for text in texts]
+    if hints and all(ids and str(hint) in map(str, ids) for hint, ids in zip(hints, found, strict=True)):
+        yield from map(int, hints)
+        return
+    for text, ids in zip(texts, found, strict=True):
+        if ids == []:
+            raise DataError(f"{path} has {text!r} more often than images that it describes: add a column image_id")
+        yield ids.pop(0) if ids else -1
 
 
 def _plain(caption: str) -> str:
     return " ".join(caption.casefold().split()).rstrip(". ")
 
 
-def read_captions(path: Path) -> tuple[list[str], list[int] | None]:
-    """The captions of a list, and the ids of their images, None where it has none.
-
-    A list is .json (of captions), .csv or .tsv with columns caption and perhaps image_id, or text, a caption a line.
-    Raises DataError for a file that is missing, not of its form, or has empty captions.
-    """
-    if not path.is_file():
-        raise DataError(f"caption list {path} does not exist: correct data.coco.captions_30k or captions_5k")
-    try:
-        if separator := {".csv": ",", ".tsv": "\t"}.get(path.suffix):
-            table = pd.read_csv(path, sep=separator, keep_default_na=False)
-        else:
-            text = path.read_text(encoding="utf-8")
-            table = pd.DataFrame({"caption": json.loads(text) if path.suffix == ".json" else text.splitlines()})
-        captions = [" ".join(caption.split()) for caption in table["caption"]]
-        ids = table["image_id"].astype(int).tolist() if "image_id" in table else None
-    except (ValueError, KeyError, AttributeError) as error:
-        raise DataError(f"caption list {path} is not a list of captions ({error!r})") from None
-    if "" in captions:
-        raise DataError(f"caption list {path} has empty captions, the first is number {captions.index('') + 1}")
-    return captions, ids
-
-
 def coco_images(coco: Coco, size: int, ids: list[int] | None = None) -> Iterator[np.ndarray]:
-    """Images by id, all by default, `square`: batches uint8 (b, size, size, 3). Raises DataError for a broken file."""
+    """Images by id, all by default, `square`: batches uint8 (b, size, size, 3). Raises DataError for a broken file.
+
+    They are not turned by their EXIF data: the protocols' references are not either.
+    """
     return batched(_image(coco.images[i], size) for i in (coco.images if ids is None else ids))
 
 
@@ -125,5 +136,5 @@ def _image(path: Path, size: int) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return square(image, size)
-    except OSError as error:
+    except (OSError, DataError) as error:
         raise DataError(f"{path} is broken ({error}): unpack it again from COCO's archive") from None

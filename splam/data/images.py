@@ -7,12 +7,30 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 
 class DataError(ValueError):
     """Data that cannot be used as it is; the message names the file and the remedy."""
+
+
+class SizeError(DataError):
+    """A picture of which no square can be cut that is worth training on."""
+
+
+def flat(image: Image.Image) -> Image.Image:
+    """The image as 8-bit RGB: transparent on white, as img2dataset has it; 16-bit grey by its upper byte.
+
+    Raises DataError for pixels without a known range.
+    """
+    if image.mode.startswith("I;16"):  # PIL's own conversion clips at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError(f"its pixels are of PIL's mode {image.mode!r}, whose white is not known: convert it to 8 bits")
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def square(image: Image.Image, size: int, across: float = 0.5, down: float = 0.5) -> np.ndarray:
@@ -22,14 +40,24 @@ def square(image: Image.Image, size: int, across: float = 0.5, down: float = 0.5
     """
     side = min(image.size)
     left, top = round((image.width - side) * across), round((image.height - side) * down)
-    whole = image.convert("RGB")  # decodes: a broken file raises here
+    whole = flat(image)  # decodes: a broken file raises here
     return np.asarray(whole.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)))
 
 
-def decode(data: bytes, size: int, across: float = 0.5, down: float = 0.5) -> np.ndarray:
-    """`square` of an encoded image (JPEG, PNG, WebP). Raises OSError or another of PIL's errors if it is broken."""
+def decode(
+    data: bytes, size: int, place: tuple[float, float] = (0.5, 0.5), fit: tuple[float, float] = (1, np.inf)
+) -> np.ndarray:
+    """`square` of an encoded image (JPEG, PNG, WebP), turned upright as its EXIF data say; place: across, down.
+
+    fit: the smallest side in pixels, and the largest ratio of the sides. Raises SizeError beyond them, and OSError or
+    another of PIL's errors for a broken file.
+    """
     with Image.open(io.BytesIO(data)) as image:
-        return square(image, size, across, down)
+        short, long = sorted(image.size)
+        if short < fit[0] or long > fit[1] * short:
+            raise SizeError(f"{image.width}x{image.height} pixels")
+        ImageOps.exif_transpose(image, in_place=True)
+        return square(image, size, *place)
 
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:

@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from splam.config import ROOT, LaionData
-from splam.data.images import DataError, decode, to_pixels
+from splam.data.images import DataError, SizeError, decode, to_pixels
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-PROBLEMS = ("broken images", "missing captions", "truncated shards")
+PROBLEMS = ("broken images", "unfit sizes", "missing captions", "truncated shards")
 GRACE = 200  # samples by which a share is judged before so many have been read
 
 
@@ -143,13 +143,18 @@ def usable(samples: Iterable[Sample], tally: Tally) -> Iterator[Sample]:
             yield sample
 
 
-def decoded(sample: Sample, size: int, place: tuple[float, float], tally: Tally) -> np.ndarray | None:
-    """The image, uint8 (size, size, 3), cropped at `place` (across, down); None if broken, which is counted."""
+def decoded(
+    sample: Sample, size: int, settings: LaionData, tally: Tally, place: tuple[float, float] = (0.5, 0.5)
+) -> np.ndarray | None:
+    """The image, uint8 (size, size, 3), cropped at `place` (across, down); None if of no use, which is counted."""
     try:
-        return decode(sample.image, size, *place)
+        return decode(sample.image, size, place, (settings.smallest_side, settings.largest_ratio))
+    except SizeError as error:
+        limits = f"data.smallest_side = {settings.smallest_side}, data.largest_ratio = {settings.largest_ratio:g}"
+        tally.problem("unfit sizes", sample.shard, f"{sample.key}: {error}, beyond {limits}")
     except Exception as error:  # PIL's decoders raise whatever a broken file leads them to
         tally.problem("broken images", sample.shard, f"{sample.key}: {type(error).__name__}: {error}")
-        return None
+    return None
 
 
 class LaionStream:
@@ -200,7 +205,7 @@ class LaionStream:
         tally.counts.clear()
         while True:
             batch = list(itertools.islice(samples, self.batch_size))
-            pairs = [(decoded(sample, size, place, tally), sample.caption) for sample, place in batch]
+            pairs = [(decoded(sample, size, self.settings, tally, place), sample.caption) for sample, place in batch]
             good = [pair for pair in pairs if pair[0] is not None]
             waiting += 1
             if good:
@@ -250,7 +255,7 @@ def write_held_out(settings: LaionData, count: int, path: Path) -> None:
 
     shards, tally, share = expand_shards(settings.shards), Tally(settings.max_broken_share), settings.held_out_share
     samples = usable((s for shard in shards for s in read_shard(shard, tally) if is_held_out(s.key, share)), tally)
-    whole = (sample for sample in samples if decoded(sample, 1, (0.5, 0.5), tally) is not None)
+    whole = (sample for sample in samples if decoded(sample, 1, settings, tally) is not None)
     part, written = path.with_suffix(".part"), 0
     with part.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as writer:
         chosen = tqdm(itertools.islice(whole, count), "held-out images", count, mininterval=2)

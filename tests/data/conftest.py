@@ -11,10 +11,10 @@ from PIL import Image
 from splam.config import CocoData, LaionData
 
 
-def encoded(colour: int, kind: str = "PNG") -> bytes:
+def encoded(colour: int, kind: str = "PNG", size: tuple[int, int] = (12, 8)) -> bytes:
     """An image file of one shade of red."""
     file = io.BytesIO()
-    Image.new("RGB", (12, 8), (colour, 0, 0)).save(file, kind)
+    Image.new("RGB", size, (colour, 0, 0)).save(file, kind)
     return file.getvalue()
 
 
@@ -34,6 +34,7 @@ def write_shard(path, samples) -> str:
 def laion_settings(*shards, **changes) -> LaionData:
     """Settings of 16-pixel images that are read in this process."""
     base = dict(kind="laion", resolution=16, workers=0, shuffle_buffer=8, max_broken_share=0.1, held_out_share=0.1)
+    base |= {"smallest_side": 8}
     base |= {"test_images": 2, "coco": CocoData(folder="coco")}
     return LaionData.model_validate({**base, "shards": [str(shard) for shard in shards], **changes})
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from splam.config import CocoData
-from splam.data.coco import SIZE, Coco, coco_images, coco_prompts, load_coco, read_captions
+from splam.data.coco import SIZE, Coco, coco_images, coco_prompts, load_coco
 from splam.data.images import DataError
 
 
@@ -61,24 +61,33 @@ def test_caption_lists_of_every_form(coco, tmp_path, form):
     assert (prompts.protocol, prompts.image_ids) == ("coco30k", [49, 42])
 
 
-@pytest.mark.parametrize(
-    "name, text, message",
-    [
-        ("list.txt", "a dog\n\ntwo cats\n", "empty captions, the first is number 2"),
-        ("list.csv", "image_id,caption\n1,a dog\n2,\n", "empty captions, the first is number 2"),
-        ("list.csv", "text\na dog\n", "is not a list of captions .*caption"),
-    ],
-)
-def test_malformed_caption_lists_are_named(tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=rf"{name}.*{message}"):
-        read_captions(tmp_path / name)
+def test_ids_are_the_images_only_where_they_can_be(coco, tmp_path):
+    """A column `id` holds those of images in one public list, of annotations or rows in others."""
+    (tmp_path / "list.csv").write_text(f"id,prompt\n49,{coco.captions[49][0]}\n42,{coco.captions[42][1]}\n")
+    assert coco_prompts(coco, "coco30k", settings(captions_30k=str(tmp_path / "list.csv"))).image_ids == [49, 42]
+    (tmp_path / "list.csv").write_text(f"id,prompt\n42,{coco.captions[49][0]}\n49,{coco.captions[42][1]}\n")
+    assert coco_prompts(coco, "coco30k", settings(captions_30k=str(tmp_path / "list.csv"))).image_ids == [49, 42]
+    (tmp_path / "list.csv").write_text("coco_id,prompt\nfirst,a dog\n")
+    with pytest.raises(DataError, match="list.csv has image ids that are no whole numbers .*'first'"):
+        coco_prompts(coco, "coco30k", settings(captions_30k=str(tmp_path / "list.csv")))
+
+
+def test_equal_captions_go_to_all_images_that_have_them(tmp_path):
+    """Hundreds of COCO's images are called `A man riding a wave on top of a surfboard.`"""
+    waves = Coco({1: tmp_path, 2: tmp_path, 3: tmp_path}, {1: ["A wave."], 2: ["a dog"], 3: ["a wave"]})
+    (tmp_path / "list.txt").write_text("a wave\nA dog.\na wave\n")
+    assert coco_prompts(waves, "coco5k", settings(captions_5k=str(tmp_path / "list.txt"))).image_ids == [1, 2, 3]
+    (tmp_path / "list.txt").write_text("a wave\n" * 3)
+    with pytest.raises(DataError, match="list.txt has 'a wave' more often than images .* add a column image_id"):
+        coco_prompts(waves, "coco5k", settings(captions_5k=str(tmp_path / "list.txt")))
 
 
 def test_lists_that_do_not_fit_are_errors(coco, tmp_path):
     (tmp_path / "other.txt").write_text(f"{coco.captions[42][0]}\na dog\n")
     with pytest.raises(DataError, match="1 of 2 captions are of no image of val2014, the first is 'a dog'"):
         coco_prompts(coco, "coco30k", settings(captions_30k=str(tmp_path / "other.txt")))
+    with pytest.raises(DataError, match="none.txt does not exist: correct data.coco.captions_30k"):
+        coco_prompts(coco, "coco30k", settings(captions_30k=str(tmp_path / "none.txt")))
 
 
 def test_missing_files_are_one_error_with_their_archives(coco_folder, tmp_path):

@@ -1,10 +1,13 @@
-"""Hashes that name arrays, and pixels."""
+"""Pictures of every form as they are meant, hashes that name arrays, and pixels."""
+
+import io
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from splam.data.images import RunningHash, array_hash, to_pixels
+from splam.data.images import DataError, RunningHash, SizeError, array_hash, decode, to_pixels
 
 
 def test_a_hash_sees_shape_type_and_content_but_no_batches():
@@ -27,3 +30,66 @@ def test_pixels_are_channels_first_from_minus_one_to_one():
     pixels = to_pixels(images)
     assert pixels.shape == (1, 3, 2, 3) and pixels.min() == -1
     torch.testing.assert_close(pixels[0, :, 1, 2], torch.tensor([1.0, -1.0, -0.6]))
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def marked(mode: str, colour) -> Image.Image:
+    """Transparent but for one half, which has a colour."""
+    image = Image.new(mode, (8, 8))
+    image.paste(colour, (0, 0, 4, 8))
+    return image
+
+
+def palette() -> Image.Image:
+    image = marked("L", 1).convert("P")
+    image.putpalette([255, 0, 0, 0, 0, 0])
+    return image
+
+
+@pytest.mark.parametrize(
+    "data, left, right",
+    [
+        (encode(Image.fromarray(np.full((8, 8), 0x8012, np.uint16))), 0x80, 0x80),
+        (encode(marked("RGBA", (0, 0, 0, 255))), 0, 255),  # a black logo
+        (encode(marked("RGBA", (0, 0, 0, 128))), 127, 255),
+        (encode(marked("LA", (0, 255))), 0, 255),
+        (encode(palette(), transparency=0), 0, 255),
+        (encode(marked("L", 9), transparency=0), 9, 255),
+        (encode(marked("RGBA", (0, 0, 0, 255)), "WEBP", lossless=True), 0, 255),
+    ],
+)
+def test_every_form_of_pixels_is_seen_as_it_is_meant(data, left, right):
+    image = decode(data, 8)
+    assert (image[:, 0] == left).all() and (image[:, -1] == right).all()
+
+
+def test_pixels_of_no_known_range_are_refused():
+    with pytest.raises(DataError, match="mode 'F'.*convert it to 8 bits"):
+        decode(encode(Image.new("F", (8, 8), 0.5), "TIFF"), 8)
+
+
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_photos_stand_upright(turned):
+    """Orientation 6 is the camera's 90 degrees: the top of the scene lies on the left of the file."""
+    scene = Image.new("RGB", (8, 8))
+    scene.paste((255, 0, 0), (0, 0, 8, 4))
+    scene.paste((0, 255, 0), (0, 0, 4, 4))
+    stored = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90"}
+    stored |= {7: "TRANSVERSE", 8: "ROTATE_270"}
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    image = scene.transpose(Image.Transpose[stored[turned]]) if turned > 1 else scene
+    for kind in ("PNG", "WEBP"):
+        assert (decode(encode(image, kind, exif=exif, **{"lossless": True}), 8) == np.asarray(scene)).all()
+
+
+def test_pictures_that_no_square_fits_are_refused():
+    for size, fit in (((1, 1), (2, 8)), ((3000, 1), (1, 8)), ((7, 57), (7, 8)), ((63, 64), (64, 8))):
+        with pytest.raises(SizeError, match=f"{size[0]}x{size[1]} pixels"):
+            decode(encode(Image.new("L", size)), 8, fit=fit)
+    assert decode(encode(Image.new("L", (7, 56))), 8, fit=(7, 8)).shape == (8, 8, 3)

@@ -33,7 +33,7 @@ def test_resuming_gives_the_same_bits(laion, start):
 def test_resuming_decodes_nothing_that_was_given(laion, monkeypatch):
     seen = []
 
-    def counted(data, size, *place):
+    def counted(data, size, place, fit):
         seen.append(data)
         return np.zeros((size, size, 3), "uint8")
 
@@ -114,9 +114,20 @@ def test_too_few_held_out_images_is_an_error_that_leaves_nothing(laion, tmp_path
 def test_broken_and_captionless_samples_are_counted_and_left_out(laion):
     stream = LaionStream(laion(held_out_share=1e-9, shuffle_buffer=1), 72, seed=0)
     _, captions = take(stream, 1)[0]
-    assert [stream.counts[kind] for kind in shards.PROBLEMS] == [1, 1, 0]
+    assert [stream.counts[kind] for kind in shards.PROBLEMS] == [1, 0, 1, 0]
     assert stream.counts["samples"] >= 72 and "" not in captions
     assert max(Counter(captions).values()) > 1  # a good image stands in for the broken one
+
+
+def test_pictures_of_no_use_are_counted_and_the_limit_names_its_key(tmp_path):
+    """A scan of 1 x 1 pixels that tracks its readers, and a line."""
+    small = {f"s{i}": {"png": encoded(i, size=size), "txt": b"x"} for i, size in enumerate([(1, 1), (3000, 1)])}
+    shard = write_shard(tmp_path / "0.tar", {**small, **{f"g{i}": sample(i) for i in range(30)}})
+    stream = LaionStream(laion_settings(shard, held_out_share=1e-9, shuffle_buffer=1), 32, seed=0)
+    take(stream, 1)
+    assert stream.counts["unfit sizes"] == 2
+    with pytest.raises(DataError, match=r"1 unfit sizes.*[31]x1 pixels, beyond data.smallest_side = 8, data.largest_r"):
+        take(LaionStream(laion_settings(shard, held_out_share=1e-9, max_broken_share=0), 32, seed=0), 1)
 
 
 def test_resume_is_exact_where_whole_batches_are_broken(tmp_path):

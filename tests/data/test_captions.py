@@ -1,0 +1,61 @@
+"""Caption lists: every published form is read to the letter, and what could be read in two ways is refused."""
+
+import pytest
+
+from splam.data.captions import captions, read_rows
+from splam.data.images import DataError
+
+
+def read(path, content: str | bytes) -> list[str]:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return captions(read_rows(path), path)
+
+
+@pytest.mark.parametrize(
+    "name, content, expected",
+    [
+        ("a.csv", 'id,caption\n1,"two\nlines, one caption"\n2,"a ""dog"""\n', ["two lines, one caption", 'a "dog"']),
+        ("a.csv", "id,caption\r\n1,a dog\r\n2,two cats\r\n", ["a dog", "two cats"]),
+        ("a.csv", "\ufeffcaption,id\na dog,1\n", ["a dog"]),  # as Excel saves it
+        ("a.csv", "id, Text \n1,a dog\n", ["a dog"]),
+        ("a.tsv", "prompt\tid\na dog, a cat\t1\n", ["a dog, a cat"]),
+        ("a.csv", "caption\nnull\nNA\n", ["null", "NA"]),
+        ("a.csv", "caption\na\u2028b\n\x85c\u2029d\n", ["a b", "c d"]),
+        ("a.txt", "a\u2028b\n\x0cc\x1cd\x85e\r\nf", ["a b", "c d e", "f"]),
+        ("a.txt", "\ufeffa dog\n", ["a dog"]),
+        ("a.jsonl", '{"text": "a\u2028dog"}\n{"text": "zwei Hündchen"}\n', ["a dog", "zwei Hündchen"]),
+        ("a.json", '["a dog", "two\\ncats"]', ["a dog", "two cats"]),
+        ("a.json", '[{"prompt": "a dog", "seed": 3}]', ["a dog"]),
+    ],
+)
+def test_published_forms_are_read_to_the_letter(tmp_path, name, content, expected):
+    assert read(tmp_path / name, content) == expected
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.txt", "", "holds no captions; it must be a .csv or .tsv"),
+        ("a.csv", "id,caption\n", "holds no captions; it must be"),
+        ("a.json", "[]", "holds no captions; it must be"),
+        ("a.txt", "a dog\n\ntwo cats\n", "empty captions, the first is number 2"),
+        ("a.csv", "caption\na dog\n \n", "empty captions, the first is number 2"),
+        ("a.json", '["a dog", null]', r"not a list of captions \(its JSON is no list of texts or objects"),
+        ("a.jsonl", '{"text": "a dog"}\n{"text": null}\n', r"empty captions, the first is number 2 \(None\)"),
+        ("a.jsonl", '{"text": "a dog"}\n{"txt": "a cat"}\n', r"empty captions, the first is number 2 \(None\)"),
+        ("a.json", '{"caption": "a dog"}', "its JSON is no list of texts or objects.*columns caption, text, prompt"),
+        ("a.csv", "id,caption\n1,a dog, a cat\n", "line 2 has 3 fields, the header 2: quote what contains ','"),
+        ("a.csv", "id,caption\n\n1,a dog\n", "line 2 has 0 fields"),
+        ("a.csv", 'id,caption\n1,"a dog\n2,"a cat"\n', "is not a list of captions .*expected after"),
+        ("a.csv", 'id,caption\n1,"a dog\n2,a cat\n', "is not a list of captions .*unexpected end"),
+        ("a.csv", "caption,caption\na,b\n", "names a column twice"),
+        ("a.csv", "caption,text\na,b\n", "has the columns caption and text: keep the one that is meant"),
+        ("a.csv", "a dog\na cat\n", r"its columns are a dog\); it must be .*columns caption, text, prompt"),
+        ("a.parquet", "PAR1", "its name ends in '.parquet'"),
+        ("a.txt", "Hündchen".encode("latin-1"), "is not a list of captions .*utf-8.*; it must be .*in UTF-8"),
+        ("a.csv", "id,caption\n".encode("utf-16"), "is not a list of captions .*in UTF-8"),
+    ],
+)
+def test_what_is_ambiguous_or_missing_is_named(tmp_path, name, content, message):
+    with pytest.raises(DataError, match=rf"{name}.*{message}"):
+        read(tmp_path / name, content)
