@@ -150,7 +150,7 @@ def run_rows(bench: Bench, name: str) -> Iterator[Row]:
         return System(describe(run) | when, student_draw(bench.teacher, unet, run), [run.guidance_scale])
 
     final = system("pipeline/unet", run.training.iterations)
-    datasets = dict.fromkeys(["unseen", *params.evaluation.more.get(name, [])])
+    datasets = dict.fromkeys(["unseen", *params.evaluation.more.get(run.name, [])])
     for dataset, steps in product(datasets, params.evaluation.steps):
         yield from bench.rows(final, dataset, steps)
     for iteration in [i for i in run.training.snapshots if i <= run.training.iterations]:

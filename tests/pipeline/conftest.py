@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -57,22 +59,23 @@ FEW = [
 ]
 
 
-class Project:
-    """A git repository with dvc.yaml and all that its stages depend on."""
+class Repository:
+    """A git and DVC repository: real pipelines, and stand-ins for the code and data that they depend on."""
 
-    def __init__(self, folder: Path, profile: str):
+    def __init__(self, folder: Path):
         self.folder = folder
-        for name in ("dvc.yaml", "data.dvc", ".dvcignore", "Makefile"):
-            shutil.copy(ROOT / name, folder)
-        (folder / ".gitignore").write_text("/build/\n/data/\n__pycache__/\n")  # the reports are in git, as tiny's are
+
+    def create(self, *files: str) -> None:
+        """Start it, with copies of files of the real one."""
+        for name in files:
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.folder / name)
+        (self.folder / ".gitignore").write_text("/build/\n/data/\n__pycache__/\n")
         self.run("git", "init", "-q")
         self.run("git", "config", "user.name", "a")
         self.run("git", "config", "user.email", "a@b")
         self.dvc("init", "-q")
         self.dvc("config", "core.analytics", "false")
-        self.compose(profile)
-        (folder / "splam/stage.py").write_text(FAKE_STAGE)
-        (folder / "splam/report/__main__.py").write_text(FAKE_STAGE)
 
     def run(self, *command: str) -> str:
         """What a command prints; it must succeed."""
@@ -85,6 +88,33 @@ class Project:
         """What a DVC command prints."""
         return self.run(sys.executable, "-m", "dvc", *arguments)
 
+    def stages(self, said: str) -> set[str]:
+        """The stages that a `dvc repro` or `dvc exp run` says it ran."""
+        return {line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")}
+
+    def stand_ins(self, paths: Iterable[str]) -> None:
+        """Write a file, or a folder with one, for each path."""
+        for path in map(Path, paths):
+            place = self.folder / path if path.suffix else self.folder / path / "__init__.py"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text("# not the real one\n")
+
+    def commit(self) -> None:
+        """All there is, to git."""
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-q", "-m", "all")
+
+
+class Project(Repository):
+    """The pipeline of dvc.yaml, with a profile."""
+
+    def __init__(self, folder: Path, profile: str):
+        super().__init__(folder)
+        self.create("dvc.yaml", "data.dvc", ".dvcignore", "Makefile")
+        self.compose(profile)
+        (folder / "splam/stage.py").write_text(FAKE_STAGE)
+        (folder / "splam/report/__main__.py").write_text(FAKE_STAGE)
+
     def compose(self, profile: str) -> None:
         """Write params.yaml as splam.config does, and what the stages of this profile depend on and write."""
         content = yaml.safe_dump(compose(profile, FEW), sort_keys=False)
@@ -94,19 +124,8 @@ class Project:
             outs = {getattr(stage, "name", "data.dvc"): [out.def_path for out in stage.outs] for stage in stages}
             deps = {dep.def_path for stage in stages for dep in stage.deps if not hasattr(dep, "params")}
         (self.folder / "outs.json").write_text(json.dumps(outs))
-        for path in map(Path, sorted(deps)):
-            if path.parts[0] not in ("build", "data", "reports") or path.parts[1:2] == ("rehearsal",):
-                place = self.folder / path if path.suffix else self.folder / path / "__init__.py"
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_text("# not the real one\n")
-
-    def read(self, path: str) -> dict:
-        """A JSON file's content."""
-        return json.loads((self.folder / path).read_text())
-
-    def stages(self, said: str) -> set[str]:
-        """The stages that a `dvc repro` or `dvc exp run` says it ran."""
-        return {line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")}
+        made = re.compile("(build|data|reports)(?!/rehearsal)(/|$)")
+        self.stand_ins(path for path in sorted(deps) if not made.match(path))
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +133,5 @@ def project(tmp_path_factory) -> Project:
     """The smoke profile's pipeline, run and committed."""
     project = Project(tmp_path_factory.mktemp("project"), "smoke")
     project.dvc("repro")
-    project.run("git", "add", "-A")
-    project.run("git", "commit", "-q", "-m", "smoke")
+    project.commit()
     return project
