@@ -16,9 +16,9 @@ from splam.report.claims import CLAIMS, judge
 from splam.report.figures import FIGURES, forest, plot, plotted_points, png
 from splam.report.gate import check_gate
 from splam.report.html import TEMPLATES
-from splam.report.metrics import QUOTED, Metrics, steps_text, where
+from splam.report.metrics import QUOTED, UNDISTILLED, Metrics, steps_text, where
 from splam.report.pictures import picture
-from splam.report.rules import REAL
+from splam.report.rules import ONE_SEED, REAL
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,36 @@ def write_page(report: Report, folder: Path, drawn: list[str]) -> Path:
     return folder / "index.html"
 
 
+def glance(report: Report) -> tuple[pd.DataFrame, str]:
+    """The two students of the pictures beside their teacher, on the unseen set, and a sentence on them.
+
+    The frame has FID and, in brackets, the gap closed: a row for each system, a column for each number of steps.
+    """
+    pictures = report.params.pictures
+    w = report.params.runs[pictures.splam].guidance_scale
+    rows = where(report.metrics.rows, dataset="unseen", final=True, guidance_scale=w)
+    picked = {name: {"method": name} for name in (UNDISTILLED, "DDIM", "Teacher")}
+    picked |= {"LCM": {"run": pictures.lcm}, "SPLAM": {"run": pictures.splam}}
+    found = {
+        name: where(rows, **columns).groupby("steps")[["fid", "gap_closed"]].mean() for name, columns in picked.items()
+    }
+    gaps = pd.DataFrame({name: found[name]["gap_closed"] for name in ("LCM", "SPLAM")}).dropna()
+    texts = {}
+    for name, frame in found.items():
+        shown = frame["gap_closed"].map(lambda gap: f" ({gap:.0%})" if gap else "", na_action="ignore").fillna("")
+        texts[name] = frame["fid"].map(lambda fid: tables.written("fid", fid)) + shown
+    table = pd.DataFrame(texts).T.rename(columns=steps_text).fillna("")
+    said = [f"{gap.LCM:.0%} and {gap.SPLAM:.0%} in {steps_text(gap.Index)}" for gap in gaps.itertuples()]
+    sentence = f"Of the gap between the undistilled network and its teacher at w = {w:g}, LCM and SPLAM close "
+    return table, sentence + (", ".join(said) or "an unknown part: it was not measured") + "."
+
+
 def summary(report: Report) -> str:
-    """The report in a terminal: headline, gate and a line for each verdict."""
+    """The report in a terminal: the students at a glance, the gate, and a line for each verdict over several seeds."""
     lines = [f"{report.params.profile}: {report.metrics.fact('fid_name')}", "gate {}: {}".format(*report.gate), ""]
-    lines += ["Table 1, unseen set:", tables.headline(report.tables["table1"]).to_string(index=False), ""]
-    for row in report.verdicts.to_dict("records"):
+    table, sentence = glance(report)
+    lines += ["FID, and how much of the gap to the teacher is closed:", table.to_string(), "", sentence, ""]
+    for row in report.verdicts[report.verdicts["verdict"] != ONE_SEED].to_dict("records"):
         about = f" ({row['variant']})" if row["variant"] else ""
         lines.append(f"{row['id']:>3}  {row['verdict']:<21} {textwrap.shorten(row['claim'], 88)}{about}")
     return "\n".join(lines)

@@ -13,7 +13,8 @@ from splam.report.__main__ import main
 from splam.report.claims import CLAIMS
 from splam.report.figures import FIGURES
 from splam.report.html import notebooks_to_html
-from splam.report.page import build, summary, write_files, write_page
+from splam.report.metrics import where
+from splam.report.page import build, glance, summary, write_files, write_page
 from tests.report.synthetic import write_samples
 
 PLOTTED = ["figure2a", "figure2b", "figure2c", "figure3b"]
@@ -95,10 +96,16 @@ def test_the_page_shows_studies_and_the_gate(report, written, tmp_path):
     assert 'id="ablations"' not in (written / "index.html").read_text()
 
 
-def test_summary_names_every_verdict(report):
+def test_summary_says_what_was_found_and_names_every_verdict(report):
     lines = summary(report).splitlines()
     assert sum(line.strip().startswith("C") for line in lines) == len(report.verdicts)
-    assert "SPLAM / LCM" in summary(report) and "gate not applicable" in summary(report)
+    assert "gate not applicable" in lines[1] and "an unknown part: it was not measured" in summary(report)
+    rows = report.metrics.rows.replace({"run": {"LCM (fix w)  3 20 False": report.params.pictures.lcm}})
+    rows = rows.replace({"run": {"SPLAM scaled input 3 100 True": report.params.pictures.splam}})
+    table, sentence = glance(dataclasses.replace(report, metrics=dataclasses.replace(report.metrics, rows=rows)))
+    gap = where(rows, run=report.params.pictures.lcm, dataset="unseen", steps=1, final=True)["gap_closed"].mean()
+    assert f"LCM and SPLAM close {gap:.0%} and " in sentence and "in 4 steps." in sentence
+    assert table.loc["LCM", "1 step"].endswith(f" ({gap:.0%})") and table.loc["Teacher", "50 steps"] == "760.0"
 
 
 def executed_notebook(path: Path, markdown: str) -> None:
