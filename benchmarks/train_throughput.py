@@ -24,7 +24,7 @@ from splam.config import ROOT, Run, Trajectories
 from splam.distill.loop import Distillation
 from splam.distill.online import OnlinePaths
 from splam.method.schedule import Schedule
-from splam.networks.teacher import Teacher, tiny_scheduler
+from splam.networks.teacher import Teacher, float32_output, tiny_scheduler
 
 UNET = {
     "sample_size": 64,
@@ -92,7 +92,7 @@ def random_teacher(device: str, tiny: bool) -> Teacher:
     """Stable Diffusion 1.5 as to its shapes."""
     torch.manual_seed(0)
     with torch.device(device):
-        unet = UNet2DConditionModel(**(TINY_UNET if tiny else UNET))
+        unet = float32_output(UNet2DConditionModel(**(TINY_UNET if tiny else UNET)))
         vae = AutoencoderKL(**(TINY_VAE if tiny else VAE))
         text = CLIPTextModel(CLIPTextConfig(**(TINY_TEXT if tiny else TEXT)))
     for part in (unet, vae):

@@ -8,8 +8,6 @@ the network is not used: of a hub, only the local cache is looked at.
 """
 
 import argparse
-import contextlib
-import io
 import itertools
 import os
 import shutil
@@ -56,25 +54,25 @@ def download(source: str) -> str:
 
 
 def teacher(params: Params) -> tuple[list[Line], object | None]:
-    """Findings about teacher.source, and its pipeline where there is one."""
-    from splam.networks.teacher import TINY_MODELS, assemble_teacher, open_pipeline
+    """Findings about teacher.source, and the teacher where there is one."""
+    from splam.networks.teacher import TINY_MODELS, assemble_teacher, load_teacher
 
     source, opened = params.teacher.source, []
 
     def load() -> Path:
         if source != "tiny":
-            opened.append(open_pipeline(place := find(source)))
+            opened.append(load_teacher(place := find(source)))
             return place
         with tempfile.TemporaryDirectory() as folder:
             assemble_teacher(source, Path(folder))
-            opened.append(open_pipeline(folder))
+            opened.append(load_teacher(folder))
         return TINY_MODELS
 
     fetch = f"git checkout {TINY_MODELS}" if source == "tiny" else download(source)
     lines = [check(f"the teacher, {source}", f"{fetch}, or name another one in teacher.source", load)]
     if not opened or params.data.kind != "laion":
         return lines, *(opened or [None])
-    size, own = params.data.resolution, opened[0].unet.config.sample_size * opened[0].vae_scale_factor
+    size, own = params.data.resolution, opened[0].image_size
     if size != own:
         lines.append((PROBLEM, f"data.resolution is {size}, the teacher's own size {own}: set it to {own}"))
     return lines, opened[0]
@@ -187,12 +185,12 @@ def other(key: str, settings: Pipeline) -> Line:
     return check(f"pipelines.{key}, {settings.source}", fetch, load)
 
 
-def machine(params: Params, pipeline) -> Iterator[Line]:
+def machine(params: Params, opened) -> Iterator[Line]:
     """What the disk and the GPUs have to hold."""
     import torch
 
     runs = params.runs.values()
-    parts = pipeline.unet, pipeline.vae, pipeline.text_encoder
+    parts = opened.unet, opened.vae, opened.text_encoder
     unet, *others = (4 * sum(weight.numel() for weight in part.parameters()) for part in parts)
     kept = (unet + sum(others)) * (1 + len(runs)) + unet * sum(len(run.training.snapshots) for run in runs)
     scratch = 4 * unet * KEEP  # a student, its average and two moments
@@ -211,7 +209,7 @@ def machine(params: Params, pipeline) -> Iterator[Line]:
 
 def sections(params: Params) -> dict[str, list[Line]]:
     """All findings, by section."""
-    lines, pipeline = teacher(params)
+    lines, opened = teacher(params)
     found, evaluation = {"Teacher": lines}, params.evaluation
     if params.data.kind == "laion":
         found["Shards"] = list(shards(params.data))
@@ -220,12 +218,15 @@ def sections(params: Params) -> dict[str, list[Line]]:
     networks = [clip(source, f"evaluation.{key}") for key, source in clips.items() if source]
     found["Networks that measure"] = [features(evaluation.features), *networks]
     found["Pipelines"] = [other(key, settings) for key, settings in params.pipelines.items()]
-    found["Machine"] = list(machine(params, pipeline)) if pipeline else [(NOTE, "known once the teacher is there")]
+    found["Machine"] = list(machine(params, opened)) if opened else [(NOTE, "known once the teacher is there")]
     return {title: lines for title, lines in found.items() if lines}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status, 0 where nothing is missing."""
+    import diffusers
+    import transformers
+
     parser = argparse.ArgumentParser(prog="python -m splam.preflight", description=__doc__.splitlines()[0])
     parser.add_argument("profile", help="a name in conf/profile")
     parser.add_argument("--set", nargs="+", default=[], metavar="a.b=c", help="overrides")
@@ -236,8 +237,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     print(f"Profile {params.profile}: {params.description}")
-    with contextlib.redirect_stderr(io.StringIO()):  # progress bars
-        found = sections(params)
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    found = sections(params)
     for title, lines in found.items():
         print("\n".join([f"\n{title}", *(f"  {mark} {text}" for mark, text in lines)]))
     problems = sum(mark == PROBLEM for lines in found.values() for mark, _ in lines)
@@ -246,5 +248,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    os.environ |= {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
+    os.environ["HF_HUB_OFFLINE"] = "1"
     sys.exit(main())

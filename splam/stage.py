@@ -29,8 +29,6 @@ KERNEL_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "MPLBACKEND": "agg",
     "IPYTHONDIR": str(ROOT / "build/ipython"),  # not the user's own start-up files and history
-    "DIFFUSERS_VERBOSITY": "error",  # the tiny text encoder is a BertModel, which it warns of at every load
-    "TRANSFORMERS_VERBOSITY": "error",
     "PYTHONWARNINGS": "ignore:IProgress not found",  # progress bars are text here, on purpose
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # no warning about frozen modules
 }

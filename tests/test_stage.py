@@ -98,6 +98,11 @@ def test_failing_cell_keeps_what_was_done_and_tells_where(notebook, tmp_path, ca
     assert "so far" in (tmp_path / "out.failed.ipynb").read_text()
 
 
+def test_no_warning_of_a_library_is_hidden():
+    """Of keys of an adapter that fit nowhere, or weights that are missing, diffusers and transformers warn at most."""
+    assert not [name for name in stage.KERNEL_ENVIRONMENT if "VERBOSITY" in name]
+
+
 def test_another_checkout_on_pythonpath_does_not_win(notebook, tmp_path):
     other = tmp_path / "other/splam"
     shutil.copytree(stage.ROOT / "splam", other, ignore=shutil.ignore_patterns("*.csv", "__pycache__"))

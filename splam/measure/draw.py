@@ -19,7 +19,7 @@ from splam.method.sampling import draw_noise, generators, sample_consistency
 from splam.method.solver import guided_epsilon
 from splam.networks.pipelines import draw_images
 from splam.networks.student import published_network
-from splam.networks.teacher import Teacher, call_unet
+from splam.networks.teacher import Teacher, call_unet, kept_noise
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,7 @@ def baseline_scheduler(name: str, config: dict):
     """
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-    betas = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
-    kept = {k: config[k] for k in betas if config.get(k) is not None} | {"timestep_spacing": "trailing"}
+    kept = kept_noise(config) | {"timestep_spacing": "trailing"}
     if name == "ddim":
         return DDIMScheduler(**kept, clip_sample=False, set_alpha_to_one=False)
     if name in ("dpmsolver", "dpmsolver++"):

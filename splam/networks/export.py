@@ -12,6 +12,7 @@ from torch import nn
 
 from splam.config import Run
 from splam.networks.student import COND_PROJ, guidance_embedding, unet_like
+from splam.networks.teacher import student_scheduler
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,13 @@ def published_unet(student: nn.Module, run: Run) -> nn.Module:
 
 def export_pipeline(unet: nn.Module, teacher_folder: Path, out: Path, card: CardFacts | None = None) -> None:
     """Write a student as a folder that stock diffusers opens: the teacher's, with this UNet and LCMScheduler."""
-    from diffusers import LCMScheduler
+    from diffusers import DDIMScheduler
 
     left_out = shutil.ignore_patterns("unet", "scheduler", "safety_checker", "README.md", ".*")
     shutil.copytree(teacher_folder, out, ignore=left_out, dirs_exist_ok=True)
     unet.save_pretrained(out / "unet")
-    unclipped = {"clip_sample": False, "thresholding": False}  # whatever the teacher's own sampler does
-    scheduler = LCMScheduler.from_pretrained(teacher_folder, subfolder="scheduler", **unclipped)
-    scheduler.save_pretrained(out / "scheduler")
+    config = DDIMScheduler.load_config(teacher_folder, subfolder="scheduler")
+    student_scheduler(config).save_pretrained(out / "scheduler")
     index = json.loads((out / "model_index.json").read_text())
     index |= {"scheduler": ["diffusers", "LCMScheduler"]}
     index |= {"safety_checker": [None, None], "requires_safety_checker": False}

@@ -1,13 +1,16 @@
 """Any text-to-image pipeline of diffusers, a student's or somebody else's, opened as it is and asked for images."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from splam.method.sampling import generators
-from splam.networks.teacher import UNCHECKED, check_source
+from splam.networks.teacher import HUB_ID, UNCHECKED, check_finite, check_source, check_weights
 
 
 def open_any(
@@ -17,12 +20,16 @@ def open_any(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ):
-    """The stock pipeline of a folder or hub id; scheduler: a diffusers class in place of its own; lora: an adapter."""
+    """The stock pipeline of a folder or hub id; scheduler: a diffusers class in place of its own; lora: an adapter.
+
+    Raises OSError or ValueError for what cannot be opened as it is.
+    """
     import diffusers
 
     check_source(source)
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(source, dtype=dtype, **UNCHECKED).to(device)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(source, dtype=dtype, **UNCHECKED)
+    check_weights(pipeline, source)
+    pipeline.to(device).set_progress_bar_config(disable=True)
     if scheduler is not None:
         if not scheduler.endswith("Scheduler") or not hasattr(diffusers, scheduler):
             raise ValueError(f"diffusers has no scheduler {scheduler!r}: name one of its classes, such as LCMScheduler")
@@ -34,6 +41,8 @@ def open_any(
 
 def _load_adapter(pipeline, lora: str) -> None:
     """Load an adapter. Raises ValueError for weights that end up nowhere, which diffusers passes over."""
+    if not (Path(lora).exists() or HUB_ID.fullmatch(lora)):
+        raise FileNotFoundError(f"lora: {lora} is neither a file, nor a folder, nor a hub id")
 
     def digest(weight: Tensor) -> int:
         return hash(weight.detach().cpu().to(pipeline.dtype).float().numpy().tobytes())
@@ -51,9 +60,29 @@ def _load_adapter(pipeline, lora: str) -> None:
 
 @torch.no_grad()
 def draw_images(pipeline, prompts: list[str], seeds: list[int], steps: int, guidance_scale: float) -> np.ndarray:
-    """Images uint8 (n, h, w, 3) of n prompts, each from its own seed's noise; ValueError if one is not finite."""
+    """Images uint8 (n, h, w, 3) of n prompts, each from its own seed's noise, decoded in float32.
+
+    Raises ValueError if one is not finite.
+    """
     how = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "np"}
-    images = pipeline(prompts, generator=generators(seeds), **how).images
-    if not np.isfinite(images).all():
-        raise ValueError("an image is not finite: the network diverged, or overflowed in half precision")
+    with _decoding_in_float32(pipeline.vae):
+        images = pipeline(prompts, generator=generators(seeds), **how).images
     return (images * 255).round().astype(np.uint8)
+
+
+@contextmanager
+def _decoding_in_float32(vae: nn.Module) -> Iterator[None]:
+    """Have an autoencoder decode latents of any dtype in float32, to images that are finite before they are clamped."""
+    dtype, decode = vae.dtype, vae.to(torch.float32).decode
+
+    def checked(latents: Tensor, *arguments: Any, **options: Any) -> Any:
+        decoded = decode(latents.float(), *arguments, **options)
+        check_finite(decoded[0])
+        return decoded
+
+    vae.decode = checked
+    try:
+        yield
+    finally:
+        del vae.decode
+        vae.to(dtype)

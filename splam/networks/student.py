@@ -11,7 +11,7 @@ from splam.config import Run
 from splam.method.loss import Network
 from splam.method.schedule import to_epsilon
 from splam.method.subpath import equal_snr_time, gamma_embedding
-from splam.networks.teacher import Teacher, call_unet
+from splam.networks.teacher import Teacher, call_unet, float32_output
 
 COND_PROJ, GAMMA_FILE = "time_embedding.cond_proj.weight", "gamma.safetensors"  # gamma's only weights, and their file
 LORA_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
@@ -41,7 +41,7 @@ def make_student(teacher_unet: nn.Module, run: Run) -> nn.Module:
 def unet_like(unet: nn.Module, width: int | None, weights: dict[str, Tensor]) -> nn.Module:
     """A UNet's architecture, with a time_cond_proj input of this width or (None) without one, and these weights."""
     # By keyword: from_config drops a changed entry that the teacher's config.json left at its default.
-    made = type(unet).from_config(unet.config, time_cond_proj_dim=width)
+    made = float32_output(type(unet).from_config(unet.config, time_cond_proj_dim=width))
     made.load_state_dict(weights)
     return made.eval().to(unet.device, memory_format=torch.channels_last)
 
@@ -93,7 +93,7 @@ def guidance_embedding(guidance_scale: Tensor, width: int) -> Tensor:
 
 def load_unet(folder: Path, like: nn.Module) -> nn.Module:
     """A UNet's folder as a frozen float32 network, of the same class and on the same device as `like`."""
-    unet = type(like).from_pretrained(folder, torch_dtype=torch.float32)
+    unet = float32_output(type(like).from_pretrained(folder, torch_dtype=torch.float32))
     return unet.eval().requires_grad_(False).to(like.device, memory_format=torch.channels_last)
 
 

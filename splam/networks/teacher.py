@@ -1,7 +1,9 @@
 """The teacher: a Stable Diffusion pipeline (1 or 2) of diffusers, taken apart into frozen networks."""
 
+import json
 import os
-from contextlib import nullcontext
+import re
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,20 +13,28 @@ from torch import Tensor, nn
 
 from splam.config import ROOT, Params
 from splam.method.loss import Network
-from splam.method.schedule import Schedule, to_epsilon
+from splam.method.schedule import Schedule, ddim_grid, to_epsilon
 from splam.method.solver import Epsilon, guided_epsilon
 
 TINY_MODELS = ROOT / "models/tiny"
 TINY_TOKENS = 16  # of a caption in the tiny world, padding included
 SUPPORTED = "StableDiffusionPipeline"
 UNCHECKED = {"safety_checker": None, "requires_safety_checker": False}  # it would black out images that are measured
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+# What of a scheduler's config makes its noise schedule. All else steers sampling, which is never the teacher's here.
+NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
 
 
 def to_images(pixels: Tensor) -> Tensor:
     """Pixels (n, 3, h, w) in [-1, 1] to images uint8 (n, h, w, 3) on the CPU; ValueError if one is not finite."""
+    check_finite(pixels)
+    return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+def check_finite(pixels: Tensor) -> None:
+    """Raise ValueError for images that, clamped and rounded, would be black or white without a word."""
     if not pixels.isfinite().all():
         raise ValueError("an image is not finite: the network diverged, or overflowed in half precision")
-    return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
 def call_unet(unet: nn.Module, z: Tensor, time: Tensor, captions: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -45,9 +55,23 @@ def embed_captions(tokenizer, encoder, captions: list[str], batch_size: int = 51
     return torch.cat(embeddings)
 
 
+class Float32Conv2d(nn.Conv2d):
+    """A convolution that autocast leaves in float32."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return super().forward(hidden.float())
+
+
+def float32_output(unet: nn.Module) -> nn.Module:
+    """The UNet with a last layer in float32: epsilon in bfloat16 is an error of 0.024 RMS in x_0 at t = 999."""
+    unet.conv_out.__class__ = Float32Conv2d  # weights, their names and copies stay as they are
+    return unet
+
+
 @dataclass(frozen=True)
 class Teacher:
-    """Frozen networks, their schedule, and the folder they came from; bf16: autocast the UNet and the decoder."""
+    """Frozen networks, their schedule, and the folder they came from; bf16: autocast the UNet."""
 
     unet: nn.Module
     vae: nn.Module
@@ -84,7 +108,7 @@ class Teacher:
         return self.embed([""])
 
     def autocast(self):
-        """The context of a network's call: bfloat16 if the profile says so. All else stays float32."""
+        """The context of a UNet's call: bfloat16 if the profile says so. All else stays float32."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def embed(self, captions: list[str]) -> Tensor:
@@ -105,8 +129,7 @@ class Teacher:
     def decode(self, latents: Tensor, batch_size: int = 50) -> Tensor:
         """Latents (n, c, h, w) to images uint8 (n, H, W, 3) on the CPU, whose cache holds a batch at 32 pixels."""
         batches = (latents / self.vae.config.scaling_factor).split(batch_size)
-        with self.autocast():
-            return torch.cat([to_images(self.vae.decode(batch).sample.float()) for batch in batches])
+        return torch.cat([to_images(self.vae.decode(batch).sample) for batch in batches])
 
     def network(self, captions: Tensor, unet: nn.Module | None = None) -> Network:
         """A UNet, by default the teacher's own, as a network of splam.method that ignores gamma."""
@@ -141,14 +164,37 @@ class Teacher:
 def load_teacher(source: Path | str, bf16: bool = False, device: torch.device | str = "cpu") -> Teacher:
     """A pipeline's folder or hub id as a frozen teacher. Raises as check_teacher does."""
     pipeline = open_pipeline(source)
-    scheduler, networks = pipeline.scheduler, [pipeline.unet, pipeline.vae, pipeline.text_encoder]
-    if not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(f"{type(scheduler).__name__} has no alphas_cumprod: the teacher is not variance-preserving")
+    networks = [float32_output(pipeline.unet), pipeline.vae, pipeline.text_encoder]
     for network in networks:
         network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    schedule = Schedule.from_alphas_cumprod(scheduler.alphas_cumprod).to(device)
+    schedule = noise_schedule(pipeline.scheduler).to(device)
     folder = Path(source if Path(source).is_dir() else pipeline.download(source, safety_checker=None))
-    return Teacher(*networks, pipeline.tokenizer, schedule, dict(scheduler.config), folder, bf16)
+    return Teacher(*networks, pipeline.tokenizer, schedule, dict(pipeline.scheduler.config), folder, bf16)
+
+
+def noise_schedule(scheduler) -> Schedule:
+    """A diffusers scheduler's alpha and sigma. Raises ValueError where its students could not be sampled by them."""
+    name = type(scheduler).__name__
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(f"{name} has no alphas_cumprod: the teacher is not variance-preserving")
+    schedule = Schedule.from_alphas_cumprod(scheduler.alphas_cumprod)
+    ddim_grid(schedule.length)
+    with suppress(NotImplementedError):  # of a beta_schedule that it does not know
+        if torch.allclose(student_scheduler(scheduler.config).alphas_cumprod, scheduler.alphas_cumprod):
+            return schedule
+    raise ValueError(f"{name}: its noise schedule (scheduler/scheduler_config.json) is none that LCMScheduler has")
+
+
+def student_scheduler(config: dict):
+    """LCMScheduler with a teacher's noise schedule, whatever its config says of sampling (thresholding, clipping)."""
+    from diffusers import LCMScheduler
+
+    return LCMScheduler(**kept_noise(config), clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+
+
+def kept_noise(config: dict) -> dict:
+    """The entries of a scheduler's config that make its noise schedule."""
+    return {key: config[key] for key in NOISE if config.get(key) is not None}
 
 
 def open_teacher(params: Params, folder: Path) -> Teacher:
@@ -167,7 +213,9 @@ def open_pipeline(source: str | Path):
     from diffusers import StableDiffusionPipeline
 
     check_teacher(source)
-    return without_paths(StableDiffusionPipeline.from_pretrained(source, dtype=torch.float32, **UNCHECKED))
+    pipeline = StableDiffusionPipeline.from_pretrained(source, dtype=torch.float32, **UNCHECKED)
+    check_weights(pipeline, source)
+    return without_paths(pipeline)
 
 
 def without_paths(pipeline):
@@ -178,10 +226,30 @@ def without_paths(pipeline):
 
 
 def check_source(source: str | Path) -> None:
-    """Raise FileNotFoundError for what is neither a pipeline's folder nor, by its form, a hub id."""
-    hub_id = isinstance(source, str) and source.count("/") == 1 and not Path(source).exists()
-    if not (hub_id or (Path(source) / "model_index.json").is_file()):
+    """Raise FileNotFoundError for what is neither a pipeline's whole folder nor, by its form, a hub id."""
+    folder = Path(source)
+    if isinstance(source, str) and HUB_ID.fullmatch(source) and not folder.exists():
+        return
+    if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"{source} is neither a pipeline's folder (no model_index.json in it) nor a hub id")
+    parts = json.loads((folder / "model_index.json").read_text())
+    named = [name for name, kind in parts.items() if isinstance(kind, list) and kind[0] and name not in UNCHECKED]
+    if absent := [name for name in named if not (folder / name).is_dir()]:  # transformers makes up a tokenizer
+        raise FileNotFoundError(f"{source} has no {', '.join(absent)}, which its model_index.json names")
+
+
+def check_weights(pipeline, source: str | Path) -> None:
+    """Raise ValueError for a network whose file lacks weights: the libraries fill in random ones, with a warning."""
+    from transformers import PreTrainedModel
+
+    for name, part in pipeline.components.items():
+        missing = []
+        if isinstance(part, PreTrainedModel):
+            missing = type(part).from_pretrained(source, subfolder=name, output_loading_info=True)[1]["missing_keys"]
+        elif isinstance(part, nn.Module):
+            missing = [key for key, weight in part.named_parameters() if weight.is_meta]
+        if missing:
+            raise ValueError(f"{source}: the {name}'s file lacks {len(missing)} weights, such as {sorted(missing)[0]}")
 
 
 def check_teacher(source: str | Path) -> None:

@@ -39,12 +39,27 @@ def test_stock_diffusers_draws_the_same_images(request, tmp_path, of, method):
         assert np.abs(ours - np.rint(theirs * 255)).max() <= 1 and ours.std() > 1
 
 
-def test_nothing_that_the_teachers_sampler_clips_is_clipped(teacher, tmp_path):
-    config = "scheduler/scheduler_config.json"
-    clipping = {"clip_sample": True, "thresholding": True, "beta_start": 0.001}
-    export_pipeline(teacher.unet, changed(teacher.folder, tmp_path / "copy", config, **clipping), tmp_path / "out")
-    written = json.loads((tmp_path / "out" / config).read_text())
-    assert not written["clip_sample"] and not written["thresholding"]
+CONFIG = "scheduler/scheduler_config.json"
+SAMPLING = {"thresholding": True, "clip_sample": True, "timestep_spacing": "trailing", "set_alpha_to_one": True}
+SAMPLING |= {"timestep_scaling": 3.0, "original_inference_steps": 100, "rescale_betas_zero_snr": True}
+
+
+@pytest.mark.parametrize("entry", SAMPLING)
+def test_how_the_teacher_is_sampled_changes_no_image_of_a_student(teacher, tmp_path, entry):
+    changed(teacher.folder, tmp_path / "copy", CONFIG, **{entry: SAMPLING[entry]})
+    images = []
+    for folder in (teacher.folder, tmp_path / "copy"):
+        export_pipeline(teacher.unet, folder, tmp_path / "out")
+        stock = stock_pipeline(tmp_path / "out")
+        images.append(stock(PROMPTS[0], num_inference_steps=2, guidance_scale=1.0, generator=generators([7])[0]).images)
+    assert np.array_equal(*(np.asarray(image) for (image,) in images))
+
+
+def test_the_noise_schedule_of_a_student_is_its_teachers(teacher, tmp_path):
+    export_pipeline(
+        teacher.unet, changed(teacher.folder, tmp_path / "copy", CONFIG, beta_start=0.001), tmp_path / "out"
+    )
+    written = json.loads((tmp_path / "out" / CONFIG).read_text())
     assert written["beta_start"] == 0.001 and written["prediction_type"] == "v_prediction"
 
 

@@ -51,11 +51,28 @@ def test_an_adapter_that_does_not_fit_is_refused(teacher_folder, lora, tmp_path,
         open_any(teacher_folder, lora=str(tmp_path))
 
 
-def test_a_network_that_diverged_draws_no_black_image(teacher_folder):
+@pytest.mark.parametrize(("network", "value"), [("unet", torch.nan), ("vae", torch.inf)])
+def test_a_network_that_diverged_draws_no_black_or_white_image(teacher_folder, network, value):
+    """diffusers clamps an autoencoder's infinities to white and black."""
     pipeline = open_any(teacher_folder, "LCMScheduler")
-    torch.nn.init.constant_(pipeline.unet.conv_out.bias, torch.nan)
+    part = pipeline.unet if network == "unet" else pipeline.vae.decoder
+    torch.nn.init.constant_(part.conv_out.bias, value)
     with pytest.raises(ValueError, match="an image is not finite"):
         draw_images(pipeline, ["a dog"], [0], 1, 1.0)
+
+
+def test_a_pipeline_in_half_precision_decodes_in_float32(teacher_folder, monkeypatch):
+    pipeline, seen = open_any(teacher_folder, "LCMScheduler", dtype=torch.bfloat16), []
+    pipeline.vae.decoder.register_forward_hook(lambda module, given, made: seen.append(made.dtype))
+    draw_images(pipeline, ["a dog"], [0], 1, 1.0)
+    pipeline("a dog", num_inference_steps=1)  # as its users call it, whose latency is measured
+    assert seen == [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("lora", ["/no/such", "no/such/adapter.safetensors", "nothing"])
+def test_an_adapter_that_is_nowhere_is_named(teacher_folder, lora):
+    with pytest.raises(FileNotFoundError, match=f"lora: {lora} is neither a file, nor a folder, nor a hub id"):
+        open_any(teacher_folder, lora=lora)
 
 
 def test_an_unknown_scheduler_is_named(teacher_folder):
