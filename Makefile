@@ -68,7 +68,7 @@ lint: $(INSTALLED)
 
 teacher: $(INSTALLED)
 	dvc repro models/tiny/dvc.yaml
-	cp -r $(addprefix build/world/,vae unet clip card.json samples.png) models/tiny/
+	cp -r $(addprefix build/world/,vae unet clip card.json card.md samples.png) models/tiny/
 
 bench-gpu: $(INSTALLED)
 	python -m benchmarks.train_throughput
