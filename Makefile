@@ -9,6 +9,10 @@ INSTALLED := $(VENV)/.installed
 
 # dvc.yaml says `python`: this is the one.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Of this checkout, whatever the shell has set; splam/__init__.py refuses what is left to refuse.
+export PYTHONPATH := $(CURDIR)
+export PYTHONUTF8 := 1
+unexport PYTHONOPTIMIZE PYTHONSAFEPATH
 
 .PHONY: help plan repro switch evidence test lint teacher lock lab bench-gpu clean-scratch
 help:

@@ -42,8 +42,9 @@ def picture_grid(images: np.ndarray, rows: list[str], columns: list[str], title:
             axis.imshow(image, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-        line[0].set_ylabel("\n".join(textwrap.wrap(name, 22)), rotation=0, ha="right", va="center", fontsize=8)
+        place = {"rotation": 0, "ha": "right", "va": "center"}
+        line[0].set_ylabel("\n".join(textwrap.wrap(name, 22)), **place, fontsize=8, parse_math=False)  # "$5 and $6"
     for axis, name in zip(axes[0], columns, strict=True):
-        axis.set_title("\n".join(textwrap.wrap(name, 13)), fontsize=8)
+        axis.set_title("\n".join(textwrap.wrap(name, 13)), fontsize=8, parse_math=False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
     return figure

@@ -1,5 +1,6 @@
 """Processes: two train as one does, a killed training goes on with the same bits, and the command line names errors."""
 
+import os
 import random
 import shutil
 import subprocess
@@ -37,7 +38,9 @@ def two(teacher_folder, tmp_path_factory) -> dict:
     """What two processes do, with two micro-batches of one sample each."""
     out = tmp_path_factory.mktemp("two") / "results.pt"
     command = [*TORCHRUN, "tests.distill.worker", str(teacher_folder), str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    asked = {f"ACCELERATE_{name}": "true" for name in ("USE_FSDP", "USE_DEEPSPEED", "USE_MEGATRON_LM")}
+    environment = os.environ | asked | {"ACCELERATE_MIXED_PRECISION": "bf16"}  # which is for the profile to say
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(out, weights_only=True)
 

@@ -7,7 +7,7 @@ import pytest
 from splam.report import figures
 from splam.report.figures import forest, plot
 from splam.report.metrics import where
-from splam.report.pictures import picture
+from splam.report.pictures import picture, picture_grid
 from tests.report.synthetic import write_samples
 
 
@@ -72,6 +72,12 @@ def test_pictures_put_each_image_in_its_cell(tmp_path):
     np.testing.assert_array_equal(by_prompt[:, -1], np.load(samples / "figure4.npz")["teacher"])
     by_prompt = shown(picture("figure5", samples)).reshape(2, 4, 8, 8, 3)
     np.testing.assert_array_equal(by_prompt, np.swapaxes(images["figure5"], 0, 1))
+
+
+def test_a_caption_is_text_whatever_is_in_it():
+    caption = "two_ for $5_{ or $6^, \\frac"  # to matplotlib a formula, and a broken one
+    figure = picture_grid(np.zeros((1, 1, 8, 8, 3), np.uint8), [caption], [caption])
+    assert figures.png(figure) and figure.axes[0].get_ylabel().replace("\n", " ") == caption
 
 
 def test_forest_draws_every_measured_part_in_the_panel_of_its_unit(report):
