@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from splam import preflight
-from splam.config import CocoData, LaionData, parse
+from splam.config import CocoData, PictureData, parse
 from splam.preflight import NOTE, OK, PROBLEM, Line
 from splam.profile import compose
 from tests.standins.sd import write_pipeline
@@ -104,7 +104,7 @@ def test_damage_that_the_stage_would_meet_is_a_problem(sd):
 
 
 def laion(*shards: str) -> list[Line]:
-    data = LaionData(kind="laion", shards=list(shards), resolution=64, test_images=8, coco=CocoData(folder="coco"))
+    data = PictureData(kind="laion", shards=list(shards), resolution=64, test_images=8, coco=CocoData(folder="coco"))
     return list(preflight.shards(data))
 
 

@@ -223,7 +223,7 @@ def _open_source(params: Params, run: Run, teacher: Teacher, build: Path, data: 
     facts = {"solver_skip": settings.solver_skip, "empty_captions": settings.empty_captions}
     if run.training.source == "latents":
         store = LatentShards(build / "scratch/latents")
-        stream = LatentStream(store, size * ranks, run.seed)
+        stream = LatentStream(store, size, run.seed, rank, ranks)
         facts["latents"] = digest(store.folder / "index.json")
     else:
         stream = image_stream(params.data, data, size, run.seed, rank, ranks)
