@@ -135,6 +135,19 @@ def test_urls_are_not_looked_at(nothing):
     ]
 
 
+def test_a_folder_is_read_as_the_data_stage_reads_it(laion_folder, tmp_path):
+    for path in laion_folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            tar.extractall(tmp_path / "mine", filter="data")
+    facts = {"kind": "folder", "folder": str(tmp_path / "mine"), "resolution": 64, "max_broken_share": 0.05}
+    ((mark, text),) = preflight.folder(PictureData(**facts, held_out_share=0.35, test_images=4))
+    assert mark == OK and "mine: 72 samples" in text and "1 missing captions" in text
+    (few,) = problems(preflight.folder(PictureData(**facts, held_out_share=0.35, test_images=400)))
+    assert "800 are asked for: add pictures, lower data.test_images, or change data.held_out_share" in few
+    (nothing,) = problems(preflight.folder(PictureData(**facts | {"folder": "none"}, test_images=4)))
+    assert "data.folder = none holds no pictures" in nothing
+
+
 def coco(folder: Path, **lists) -> list[Line]:
     return list(preflight.coco(CocoData(folder=str(folder), **lists), {"coco30k": 30, "coco5k": 20}))
 
