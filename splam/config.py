@@ -1,7 +1,6 @@
 """Every parameter, typed and strict: an unknown key, a wrong type or parts that do not fit are errors that name them.
 
-The stages read params.yaml alone, so an experiment may change it (`dvc exp run -S training.iterations=20`);
-splam.profile composes it.
+The stages read params.yaml alone, which splam.profile composes and `dvc exp run -S a.b=c` changes.
 """
 
 import difflib
@@ -12,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = ROOT / "params.yaml"
@@ -26,16 +25,13 @@ class ParamsError(ValueError):
     """Parameters that are not valid; the message has a line for each, with its key and its value."""
 
 
-class Strict(BaseModel):
+class Strict(BaseModel, extra="forbid", frozen=True):
     """A section of params.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="before")
     @classmethod
     def _known(cls, content: Any) -> Any:
-        unknown = [key for key in content if key not in cls.model_fields] if isinstance(content, dict) else []
-        if unknown:
+        if isinstance(content, dict) and (unknown := [key for key in content if key not in cls.model_fields]):
             raise ValueError("; ".join(f"unknown key {key!r}{suggestion(key, cls.model_fields)}" for key in unknown))
         return content
 
@@ -66,21 +62,22 @@ class CocoData(Strict):
     image_size: PositiveInt = 256  # pixels at which images are measured; 256 is the protocol's
 
 
-class LaionData(Strict):
-    """Captioned images in webdataset shards, to train on and for a test split of our own (splam.data.shards)."""
+class PictureData(Strict):
+    """Captioned pictures in webdataset shards or in a folder, to train on and for test sets of our own (splam.data)."""
 
-    kind: Literal["laion"]
-    shards: list[str] = Field(min_length=1)  # paths, globs, brace patterns, URLs or pipe: commands
+    kind: Literal["laion", "folder"]
+    shards: list[str] = []  # of kind laion: paths, globs, brace patterns, URLs or pipe: commands
+    folder: str = ""  # of kind folder
     resolution: PositiveInt  # pixels of the square images that are trained on
     crop: Literal["center", "random"] = "center"
     workers: int = Field(4, ge=0)  # reading processes of each rank; 0 reads in the training process
     shuffle_buffer: PositiveInt = 1000  # encoded samples that each worker holds to draw from
     smallest_side: PositiveInt = 64  # pixels; a smaller picture is of no use, and counted
     largest_ratio: float = Field(8, ge=1)  # of a picture's sides; of a longer one a square shows too little
-    max_broken_share: Share = 0.01  # of broken images, unfit sizes, missing captions and cut shards
-    held_out_share: float = Field(0.01, gt=0, lt=1)  # of the samples, by hash of their keys
-    test_images: PositiveInt  # captions drawn from the test split; as many more are references
-    coco: CocoData
+    max_broken_share: Share = 0.01  # of samples that are of no use: splam.data.samples.PROBLEMS
+    held_out_share: float = Field(0.01, gt=0, lt=1)  # of the samples, by hash of their keys or files' names
+    test_images: PositiveInt  # captions drawn from a test set of our own; as many more are references
+    coco: CocoData | None = None  # the unseen sets; without it they are of the pictures held out
 
 
 class Trajectories(Strict):
@@ -255,7 +252,7 @@ class Params(Strict):
     seed: int
     inputs: str  # a local file or folder whose change makes the data and the teacher stages look again
     teacher: TeacherSettings
-    data: ShapesData | LaionData = Field(discriminator="kind")
+    data: ShapesData | PictureData = Field(discriminator="kind")
     trajectories: Trajectories
     latents: dict[Literal["train"], LatentsSettings] = {}
     training: Training
@@ -289,7 +286,7 @@ class Params(Strict):
 
 def _disagreements(params: Params) -> Iterator[str]:
     """Runs that do not fit the sources of their sub-paths, and names of runs and baselines that do not exist."""
-    cache, source = params.trajectories, params.training.source
+    cache, source, data = params.trajectories, params.training.source, params.data
     if source == "latents" and not params.latents:
         yield "training.source = latents, but there is no latents.train: set its images and batch_size"
     for name, run in params.runs.items():
@@ -302,11 +299,12 @@ def _disagreements(params: Params) -> Iterator[str]:
             yield f"{key}.skip = {run.skip} takes {steps:g} solver steps: trajectories.steps = {cache.steps} is too few"
         if source == "trajectories" and steps > 1 and run.guidance_scale not in cache.guidance_scales:
             yield f"{key}.guidance_scale = {run.guidance_scale:g} is not one of trajectories.guidance_scales"
-    if params.data.kind == "shapes" and params.evaluation.small_images > params.evaluation.images:
+    if data.kind != "shapes" and (not data.shards, not data.folder) != (data.kind == "folder", data.kind == "laion"):
+        yield f"data: kind {data.kind} needs {'shards' if data.kind == 'laion' else 'folder'}, and not the other"
+    if (data.kind == "shapes" or not data.coco) and params.evaluation.small_images > params.evaluation.images:
         yield "evaluation.small_images are the first of evaluation.images: there are fewer"
-    pictures, latency = params.pictures, params.latency
-    named = {"delta.runs": params.delta.runs, "evaluation.more": [*params.evaluation.more]}
-    named["latency"] = [latency.run, latency.lora]
+    pictures, latency, more = params.pictures, params.latency, list(params.evaluation.more)
+    named = {"delta.runs": params.delta.runs, "latency": [latency.run, latency.lora], "evaluation.more": more}
     named["pictures"] = [*pictures.guidance_runs, pictures.lcm, pictures.splam, *pictures.gallery]
     named |= {f"ablations.{key}": [study.reference, *study.runs] for key, study in params.ablations.items()}
     for known, keys in ((params.runs, named), (params.baselines, {"pictures": pictures.gallery_baselines})):

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from splam.config import ROOT, CocoData, LaionData, Params, ParamsError, Pipeline, parse
+from splam.config import ROOT, CocoData, Params, ParamsError, PictureData, Pipeline, parse
 from splam.data.images import DataError
 from splam.distill.loop import KEEP
 from splam.profile import compose
@@ -70,7 +70,7 @@ def teacher(params: Params) -> tuple[list[Line], object | None]:
 
     fetch = f"git checkout {TINY_MODELS}" if source == "tiny" else download(source)
     lines = [check(f"the teacher, {source}", f"{fetch}, or name another one in teacher.source", load)]
-    if not opened or params.data.kind != "laion":
+    if not opened or params.data.kind == "shapes":
         return lines, *(opened or [None])
     size, own = params.data.resolution, opened[0].image_size
     if size != own:
@@ -78,7 +78,7 @@ def teacher(params: Params) -> tuple[list[Line], object | None]:
     return lines, opened[0]
 
 
-def shards(data: LaionData) -> Iterator[Line]:
+def shards(data: PictureData) -> Iterator[Line]:
     """Findings about the training images: every local shard is opened, and its first samples are read."""
     from splam.data.shards import expand_shards, is_url
 
@@ -99,9 +99,10 @@ def shards(data: LaionData) -> Iterator[Line]:
         yield OK, f"{len(good):,} shards, {size:,.1f} GB; of each, the first samples can be trained on"
 
 
-def shard_fault(shard: str, data: LaionData) -> str:
+def shard_fault(shard: str, data: PictureData) -> str:
     """What is wrong with the first samples of a local shard; empty if nothing is."""
-    from splam.data.shards import Tally, decoded, read_shard, usable
+    from splam.data.samples import Tally, decoded, usable
+    from splam.data.shards import read_shard
 
     tally = Tally(1.0)
     try:
@@ -112,6 +113,17 @@ def shard_fault(shard: str, data: LaionData) -> str:
     if tally.counts["truncated shards"]:
         return "it is no whole tar archive"
     return "" if pairs else f"none of its first {PEEK} samples is an image with a caption (.jpg and .txt)"
+
+
+def folder(data: PictureData) -> list[Line]:
+    """The finding about a folder of pictures: it is read as the data stage does."""
+    from splam.data.pictures import survey
+
+    def load() -> str:
+        with tempfile.TemporaryDirectory() as scratch:
+            return survey(data, Path(scratch))["read"]
+
+    return [check(f"the pictures in {data.folder}", "then try again", load)]
 
 
 def coco(data: CocoData, wanted: dict[str, int]) -> Iterator[Line]:
@@ -211,8 +223,10 @@ def sections(params: Params) -> dict[str, list[Line]]:
     """All findings, by section."""
     lines, opened = teacher(params)
     found, evaluation = {"Teacher": lines}, params.evaluation
-    if params.data.kind == "laion":
-        found["Shards"] = list(shards(params.data))
+    if params.data.kind != "shapes":
+        title, look = {"laion": ("Shards", shards), "folder": ("Folder", folder)}[params.data.kind]
+        found[title] = list(look(params.data))
+    if params.data.kind != "shapes" and params.data.coco:
         found["COCO"] = list(coco(params.data.coco, {"coco30k": evaluation.images, "coco5k": evaluation.small_images}))
     clips = {key: getattr(evaluation, key) for key in ("clip", "clip_beside")}
     networks = [clip(source, f"evaluation.{key}") for key, source in clips.items() if source]

@@ -79,7 +79,7 @@ def test_a_profile_is_written_and_read_again(tmp_path, monkeypatch, capsys):
         ("training.loss=null", "training.loss.*: .*[Ff]ield required"),
         ("training.condition_width=7", "training.condition_width = 7: .*multiple of 2"),
         ("training.gradient_accumulation_steps=0", "gradient_accumulation_steps = 0: .*greater than 0"),
-        ("data.kind=coco", "data.*'coco'.*'shapes', 'laion'"),
+        ("data.kind=coco", "data.*'coco'.*'shapes', 'laion', 'folder'"),
         ("runs.splam-w3-k100-me.skip=50", "splam-w3-k100-me.skip = 50: .*multiple of trajectories.solver_skip"),
         ("runs.splam-w3-k100-me.skip=120", "skip = 120 takes 6 solver steps: trajectories.steps = 5 is too few"),
         ("runs.splam-w3-k100-me.guidance_scale=5", "guidance_scale = 5 is not one of trajectories.guidance_scales"),
@@ -103,6 +103,12 @@ def test_a_profile_is_written_and_read_again(tmp_path, monkeypatch, capsys):
 def test_every_mistake_is_named(override, message):
     with pytest.raises(ParamsError, match=message):
         compose("smoke", [override])
+
+
+def test_pictures_come_from_what_their_kind_says():
+    for kind, needed in (("folder", "folder"), ("laion", "shards")):
+        with pytest.raises(ParamsError, match=f"data: kind {kind} needs {needed}, and not the other"):
+            compose("rehearsal", [f"data.kind={kind}", "data.folder=mine"])
 
 
 def test_all_mistakes_are_told_at_once():

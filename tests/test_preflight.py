@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from splam import preflight
-from splam.config import CocoData, LaionData, parse
+from splam.config import CocoData, PictureData, parse
 from splam.preflight import NOTE, OK, PROBLEM, Line
 from splam.profile import compose
 from tests.standins.sd import write_pipeline
@@ -104,7 +104,7 @@ def test_damage_that_the_stage_would_meet_is_a_problem(sd):
 
 
 def laion(*shards: str) -> list[Line]:
-    data = LaionData(kind="laion", shards=list(shards), resolution=64, test_images=8, coco=CocoData(folder="coco"))
+    data = PictureData(kind="laion", shards=list(shards), resolution=64, test_images=8, coco=CocoData(folder="coco"))
     return list(preflight.shards(data))
 
 
@@ -133,6 +133,19 @@ def test_urls_are_not_looked_at(nothing):
     assert laion("https://example.org/{0..3}.tar") == [
         (NOTE, "4 shards are URLs or commands: not looked at without the network")
     ]
+
+
+def test_a_folder_is_read_as_the_data_stage_reads_it(laion_folder, tmp_path):
+    for path in laion_folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            tar.extractall(tmp_path / "mine", filter="data")
+    facts = {"kind": "folder", "folder": str(tmp_path / "mine"), "resolution": 64, "max_broken_share": 0.05}
+    ((mark, text),) = preflight.folder(PictureData(**facts, held_out_share=0.35, test_images=4))
+    assert mark == OK and "mine: 72 samples" in text and "1 missing captions" in text
+    (few,) = problems(preflight.folder(PictureData(**facts, held_out_share=0.35, test_images=400)))
+    assert "800 are asked for: add pictures, lower data.test_images, or change data.held_out_share" in few
+    (nothing,) = problems(preflight.folder(PictureData(**facts | {"folder": "none"}, test_images=4)))
+    assert "data.folder = none holds no pictures" in nothing
 
 
 def coco(folder: Path, **lists) -> list[Line]:

@@ -74,13 +74,13 @@ def column(rows: Sequence[Row], names: Sequence[str], path: Path) -> list[Any] |
     return [row.get(found[0]) for row in rows] if found else None
 
 
-def captions(rows: Sequence[Row], path: Path) -> list[str]:
-    """The captions of a list, each on one line. Raises DataError for an empty one, naming its number."""
+def captions(rows: Sequence[Row], path: Path, empty: bool = False) -> list[str]:
+    """The captions of a list, each on one line. Raises DataError for an empty one unless those may be, by number."""
     values = column(rows, COLUMNS, path)
     if values is None:
         raise DataError(f"{path} is not a list of captions (its columns are {', '.join(rows[0])}); it must be {FORMS}")
     texts = [" ".join(value.split()) if isinstance(value, str) else "" for value in values]
-    if "" in texts:
+    if "" in texts and not empty:
         number = texts.index("")
         raise DataError(f"{path} has empty captions, the first is number {number + 1} ({values[number]!r}): fill it in")
     return texts

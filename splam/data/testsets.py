@@ -2,7 +2,8 @@
 
 "unseen" and "seen" are the two datasets of the tables. In the tiny world they are triples of shape, fill and
 colour, and the first images of the unseen set are the smaller set of Table 2b. At Stable Diffusion's size unseen is
-coco30k, "unseen-small" coco5k with images and captions of its own, and seen a split of LAION that none is trained on.
+coco30k, "unseen-small" coco5k with images and captions of its own, and seen the pictures that are held out from
+training. Without COCO those are unseen, and seen are some that are trained on: the protocols' names say which.
 """
 
 import json
@@ -13,14 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from splam.config import LaionData, Params, ShapesData
+from splam.config import Params, PictureData, ShapesData
 from splam.data import shapes
 from splam.data.coco import SIZE, SPLITS, Prompts, coco_images, coco_prompts, load_coco
 from splam.data.images import DataError, batched, resize
-from splam.data.manifest import build_manifest, check_manifest
-from splam.data.shards import LaionStream, expand_shards, held_out_captions, held_out_images, write_held_out
+from splam.data.pictures import MANIFEST, copied_captions, copied_images, read_manifest, shares, survey
+from splam.data.streams import image_stream
 
 PROTOCOLS = {"unseen": "coco30k", "unseen-small": "coco5k"}
+SHOWN = 10  # parts that lack samples
+Data = ShapesData | PictureData
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,9 @@ class HeldOut:
     independent: bool
 
 
-def dataset_names(data: ShapesData | LaionData) -> tuple[str, ...]:
+def dataset_names(data: Data) -> tuple[str, ...]:
     """The datasets that have images and captions of their own."""
-    return ("unseen", "seen") if data.kind == "shapes" else ("unseen", "unseen-small", "seen")
+    return ("unseen", "seen") if data.kind == "shapes" or not data.coco else ("unseen", "unseen-small", "seen")
 
 
 def image_count(params: Params, dataset: str) -> int:
@@ -54,7 +57,7 @@ def image_count(params: Params, dataset: str) -> int:
     return params.evaluation.small_images if small else params.data.test_images
 
 
-def held_out_set(data: ShapesData | LaionData, folder: Path, dataset: str, count: int) -> HeldOut:
+def held_out_set(data: Data, folder: Path, dataset: str, count: int) -> HeldOut:
     """The test set of a dataset with `count` prompts; folder: what the data stage wrote.
 
     Raises DataError or ValueError if there are not so many.
@@ -63,8 +66,10 @@ def held_out_set(data: ShapesData | LaionData, folder: Path, dataset: str, count
         raise ValueError(f"dataset {dataset!r}: data of kind {data.kind} has {', '.join(dataset_names(data))}")
     if data.kind == "shapes":
         held_out = _shapes_set(data, folder, dataset, count)
+    elif share := shares(data).get(dataset):
+        held_out = _copied_set(data, folder, share, count)
     else:
-        held_out = _laion_set(data, folder, count) if dataset == "seen" else _coco_set(data, folder, dataset, count)
+        held_out = _coco_set(data, folder, dataset, count)
     if len(held_out.prompts) < count or not held_out.reference_count:
         raise DataError(
             f"{held_out.protocol} has {len(held_out.prompts):,} prompts and {held_out.reference_count:,} references, "
@@ -85,7 +90,7 @@ def _shapes_set(data: ShapesData, folder: Path, dataset: str, count: int) -> Hel
     return HeldOut(f"shapes-{dataset}", drawn.captions(), shapes.SIZE, len(rest), references, real, True)
 
 
-def _coco_set(data: LaionData, folder: Path, dataset: str, count: int) -> HeldOut:
+def _coco_set(data: PictureData, folder: Path, dataset: str, count: int) -> HeldOut:
     """The first `count` captions of coco30k or coco5k against all images of its validation set."""
     name, size = PROTOCOLS[dataset], data.coco.image_size
     coco, prompts = load_coco(Path(data.coco.folder), SPLITS[name]), _prompts(folder, name)
@@ -94,16 +99,17 @@ def _coco_set(data: LaionData, folder: Path, dataset: str, count: int) -> HeldOu
     return HeldOut(protocol, prompts.captions[:count], size, len(coco.images), references, real, False)
 
 
-def _laion_set(data: LaionData, folder: Path, count: int) -> HeldOut:
-    """The first `count` samples of our own held-out split against its second half; measured as COCO is."""
-    shard, half, size = folder / "seen.tar", data.test_images, data.coco.image_size
-    captions = held_out_captions(_built(shard))[:half]
+def _copied_set(data: PictureData, folder: Path, share: str, count: int) -> HeldOut:
+    """The first `count` samples that survey has copied of a share, against the second half of them."""
+    shard, half = _built(folder / f"{share}.tar"), data.test_images
+    size = data.coco.image_size if data.coco else SIZE
 
     def images(rows: range, size: int) -> Iterator[np.ndarray]:
-        return batched(held_out_images(shard, rows, size))
+        return batched(copied_images(shard, rows, size))
 
     references, real = partial(images, range(half, 2 * half), size), partial(images, range(count))
-    return HeldOut("laion-held-out", captions[:count], size, half, references, real, True)
+    protocol = f"{data.kind}-{share.replace('_', '-')}"
+    return HeldOut(protocol, copied_captions(shard)[:half][:count], size, half, references, real, True)
 
 
 def _built(path: Path) -> Path:
@@ -116,10 +122,10 @@ def _prompts(folder: Path, name: str) -> Prompts:
     return Prompts(**json.loads(_built(folder / f"{name}.json").read_text()))
 
 
-def build(data: ShapesData | LaionData, folder: Path, seed: int) -> None:
+def build(data: Data, folder: Path, seed: int) -> None:
     """Make what the other stages read: the images of the tiny world, or of real data what identifies them.
 
-    For LAION and COCO: folder/manifest.json, folder/coco30k.json and coco5k.json (captions), folder/seen.tar.
+    For shards and folders: folder/manifest.json and the copied shares; for COCO folder/coco30k.json and coco5k.json.
     """
     if data.kind == "shapes":
         test = data.test_images + data.reference_images
@@ -127,43 +133,36 @@ def build(data: ShapesData | LaionData, folder: Path, seed: int) -> None:
             shapes.make(split, seed, count).save(folder / split)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    for name, split in SPLITS.items():
+    for name, split in SPLITS.items() if data.coco else ():
         prompts = coco_prompts(load_coco(Path(data.coco.folder), split), name, data.coco)
         (folder / f"{name}.json").write_text(json.dumps(asdict(prompts), indent=0) + "\n")
-    write_held_out(data, 2 * data.test_images, folder / "seen.tar")
-    (folder / "manifest.json").write_text(json.dumps(_manifest(data, folder), indent=1) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(survey(data, folder), indent=1) + "\n")
 
 
-def _manifest(data: LaionData, folder: Path) -> dict:
-    """The manifest of the shards and captions that there are now."""
-    captions = {name: _prompts(folder, name).captions for name in SPLITS}
-    captions["seen"] = held_out_captions(_built(folder / "seen.tar"))
-    return build_manifest(expand_shards(data.shards), captions)
+def check(data: Data, folder: Path) -> list[str]:
+    """Leaks of the tiny world, a sentence each; too much of real data that is of no use has stopped `build`."""
+    return shapes.leaks(folder) if data.kind == "shapes" else []
 
 
-def check(data: ShapesData | LaionData, folder: Path) -> list[str]:
-    """What is wrong with the data, a sentence each: leaks of the tiny world; real data that is not the manifest's."""
-    if data.kind == "shapes":
-        return shapes.leaks(folder)
-    return check_manifest(json.loads(_built(folder / "manifest.json").read_text()), _manifest(data, folder))
-
-
-def describe(data: ShapesData | LaionData, folder: Path) -> list[str]:
-    """What the data are, in a few lines."""
+def describe(data: Data, folder: Path) -> list[str]:
+    """What the data are, in a few lines: what is in real data, what is used, and the first parts that lack some."""
     if data.kind == "shapes":
         splits = {name: shapes.Split.load(folder / name) for name in shapes.SPLITS}
         return [f"{n}: {len(s):,} pictures, {len(set(s.captions())):,} full captions" for n, s in splits.items()]
-    manifest = json.loads(_built(folder / "manifest.json").read_text())
-    size = sum(facts.get("bytes", 0) for facts in manifest["shards"].values())
-    lines = [f"{name}: {facts['count']:,} captions" for name, facts in manifest["captions"].items()]
-    return [f"{len(manifest['shards']):,} shards of {size / 1e9:,.3f} GB", *lines]
+    manifest = read_manifest(folder)
+    parts = manifest["parts"]
+    training, held_out = (sum(facts[share] for facts in parts.values()) for share in ("training", "held_out"))
+    lines = [f"{len(parts):,} parts: {manifest['read']}", f"{training:,} samples to train on, {held_out:,} held out"]
+    used = {part: facts["training"] + facts["held_out"] for part, facts in parts.items()}
+    lacking = [part for part in parts if used[part] < parts[part]["samples"]]
+    return lines + [f"{part}: {used[part]:,} of {parts[part]['samples']:,} samples" for part in lacking[:SHOWN]]
 
 
-def preview(data: ShapesData | LaionData, folder: Path, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
+def preview(data: Data, folder: Path, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
     """The first training images with their captions: uint8 (count, h, w, 3), and count strings."""
     if data.kind == "shapes":
         train = shapes.Split.load(folder / "train")[:count]
         return np.asarray(train.images), train.captions(np.arange(len(train)) % len(shapes.LEVELS))
     alone = data.model_copy(update={"workers": 0})
-    pixels, captions = next(LaionStream(alone, count, seed).batches())
+    pixels, captions = next(image_stream(alone, folder, count, seed).batches())
     return np.rint((pixels.permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8), captions

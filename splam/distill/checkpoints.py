@@ -35,8 +35,8 @@ def save_checkpoint(folder: Path, iteration: int, content: dict[str, Any], keep:
         old.unlink()
 
 
-def load_last_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read, on the CPU; None if there is none.
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that can be read; None if there is none. All of it is read, to compare its checksums.
 
     A broken one is named in a warning and passed over. Raises CheckpointError if all are broken: whether to begin
     again is for a person to decide.
@@ -44,7 +44,11 @@ def load_last_checkpoint(folder: Path) -> dict[str, Any] | None:
     found = sorted(folder.glob("checkpoint-*.pt"), reverse=True)
     for path in found:
         try:
-            return _read(path)
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():  # torch.load takes a flipped bit for a weight
+                    raise zipfile.BadZipFile(f"bad checksum of {damaged}")
+            read_checkpoint(path)
+            return path
         except Exception as error:  # what a cut or overwritten file raises depends on where it was hit
             message = f"{path} cannot be read ({type(error).__name__}: {error}); trying the checkpoint before it"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
@@ -53,12 +57,9 @@ def load_last_checkpoint(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """One checkpoint, its checksums compared: torch.load alone takes a flipped bit for a weight."""
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise zipfile.BadZipFile(f"bad checksum of {damaged}")
-    return torch.load(path, weights_only=True, map_location="cpu")
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, on the CPU. Its tensors are the file's pages, which processes share, until changed."""
+    return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
 
 
 def check_parameters(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

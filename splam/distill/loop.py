@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from splam.config import Params, ParamsError, Run, suggestion
 from splam.data.latents import LatentShards
 from splam.data.streams import LatentStream, image_stream, iteration_generator
-from splam.distill.checkpoints import check_parameters, load_last_checkpoint, locked, save_checkpoint
+from splam.distill.checkpoints import check_parameters, last_checkpoint, locked, read_checkpoint, save_checkpoint
 from splam.distill.online import OnlinePaths
 from splam.distill.paths import CachedPaths, TrajectoryCache, digest
 from splam.method.loss import Objective, distillation_loss, update_target
@@ -188,8 +188,10 @@ def train(job: Distillation, scratch: Path, out: Path) -> Iterator[float]:
 
 
 def _resume(job: Distillation, scratch: Path) -> None:
-    """Go on from the last checkpoint, or begin with an empty folder of what is kept."""
-    if (state := load_last_checkpoint(scratch)) is not None:
+    """Go on from the last checkpoint, which one process looks for, or begin with an empty folder of what is kept."""
+    (last,) = broadcast_object_list([last_checkpoint(scratch) if job.accelerator.is_main_process else None])
+    if last is not None:
+        state = read_checkpoint(last)
         check_parameters(scratch, state["parameters"], job.parameters)
         job.load(state)
     elif job.accelerator.is_main_process:
@@ -223,7 +225,7 @@ def _open_source(params: Params, run: Run, teacher: Teacher, build: Path, data: 
     facts = {"solver_skip": settings.solver_skip, "empty_captions": settings.empty_captions}
     if run.training.source == "latents":
         store = LatentShards(build / "scratch/latents")
-        stream = LatentStream(store, size * ranks, run.seed)
+        stream = LatentStream(store, size, run.seed, rank, ranks)
         facts["latents"] = digest(store.folder / "index.json")
     else:
         stream = image_stream(params.data, data, size, run.seed, rank, ranks)

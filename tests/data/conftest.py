@@ -2,13 +2,17 @@
 
 import io
 import itertools
+import json
+from pathlib import Path
 
 import pytest
 import torch
 import webdataset
 from PIL import Image
 
-from splam.config import CocoData, LaionData
+from splam.config import CocoData, PictureData
+from splam.data.pictures import MANIFEST, survey
+from splam.data.streams import PictureStream
 
 
 def encoded(colour: int, kind: str = "PNG", size: tuple[int, int] = (12, 8)) -> bytes:
@@ -31,12 +35,27 @@ def write_shard(path, samples) -> str:
     return str(path)
 
 
-def laion_settings(*shards, **changes) -> LaionData:
+def surveyed(settings, folder: Path) -> Path:
+    """The folder, with the manifest that the data stage writes, without copies."""
+    (folder / MANIFEST).write_text(json.dumps(survey(settings.model_copy(update={"test_images": 0}), folder)))
+    return folder
+
+
+@pytest.fixture
+def opened(tmp_path_factory):
+    """A stream over settings, after the data stage's survey of them."""
+
+    def stream(settings, *arguments, **more) -> PictureStream:
+        return PictureStream(settings, surveyed(settings, tmp_path_factory.mktemp("survey")), *arguments, **more)
+
+    return stream
+
+
+def laion_settings(*shards, **changes) -> PictureData:
     """Settings of 16-pixel images that are read in this process."""
     base = dict(kind="laion", resolution=16, workers=0, shuffle_buffer=8, max_broken_share=0.1, held_out_share=0.1)
-    base |= {"smallest_side": 8}
-    base |= {"test_images": 2, "coco": CocoData(folder="coco")}
-    return LaionData.model_validate({**base, "shards": [str(shard) for shard in shards], **changes})
+    base |= {"smallest_side": 8, "test_images": 2, "coco": CocoData(folder="coco")}
+    return PictureData.model_validate({**base, "shards": [str(shard) for shard in shards], **changes})
 
 
 def take(stream, count, start=0):

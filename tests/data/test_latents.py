@@ -9,7 +9,7 @@ from splam.config import LatentsSettings
 from splam.data import latents as module
 from splam.data.images import DataError
 from splam.data.latents import LatentShards, encode_shards
-from splam.data.streams import LatentStream
+from splam.data.streams import LatentStream, epoch_order
 
 SETTINGS = LatentsSettings(images=20, batch_size=3, batches_per_file=2)  # 7 batches, 4 files
 
@@ -104,12 +104,22 @@ def test_values_that_half_precision_cannot_hold_are_refused(tmp_path):
         run(tmp_path, encode=large)
 
 
-def test_a_stream_of_latents_gives_each_once_then_again_and_can_be_entered_anywhere(tmp_path):
+def test_a_stream_of_latents_gives_each_once_then_again_and_can_be_entered_anywhere(tmp_path, monkeypatch):
+    """Each rank reads its own rows, and an epoch is permuted once."""
     run(tmp_path)
-    stream = LatentStream(LatentShards(tmp_path), 7, seed=0)
+    stream, orders = LatentStream(LatentShards(tmp_path), 7, seed=0), []
     line = list(itertools.islice(stream.batches(), 4))
     first = torch.cat([latents[:, 0, 0, 0] for latents, _ in line[:3]])
     assert sorted(first.tolist()) == list(range(21)) != first.tolist()
     assert all((latents[:, 0, 0, 0] == embeddings[:, 0, 0]).all() for latents, embeddings in line)
-    again = next(stream.batches(3))
-    assert torch.equal(again[0], line[3][0]) and torch.equal(again[1], line[3][1])
+    read, permute, rows_of = [], torch.randperm, LatentShards.rows
+    monkeypatch.setattr(torch, "randperm", lambda *args, **more: orders.append(args) or permute(*args, **more))
+    monkeypatch.setattr(LatentShards, "rows", lambda store, rows: read.extend([len(rows)]) or rows_of(store, rows))
+    epoch_order.cache_clear()
+    ranks = [LatentStream(LatentShards(tmp_path), 1, 0, rank, ranks=7).batches(2) for rank in range(7)]
+    for whole in line[2:]:
+        parts = [next(rank) for rank in ranks]
+        assert all(
+            torch.equal(torch.cat(part), value) for part, value in zip(zip(*parts, strict=True), whole, strict=True)
+        )
+    assert set(read) == {1} and len(orders) == 2

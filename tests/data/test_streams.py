@@ -8,7 +8,7 @@ import torch
 from splam.config import ShapesData
 from splam.data import shapes
 from splam.data.streams import ShapesStream, batch_rows, image_stream, iteration_generator
-from tests.data.conftest import laion_settings, same, sample, take, write_shard
+from tests.data.conftest import laion_settings, same, sample, surveyed, take, write_shard
 
 IMAGES = np.repeat(np.arange(5, dtype=np.uint8), 32 * 32 * 3).reshape(5, 32, 32, 3)
 SPLIT = shapes.Split(IMAGES, np.array([[n, n % 4, n, n + 1] for n in range(5)], np.uint8))
@@ -40,4 +40,4 @@ def test_the_datas_kind_chooses_the_stream(tmp_path):
     data = laion_settings(write_shard(tmp_path / "0.tar", {str(i): sample(i) for i in range(9)}), held_out_share=1e-9)
     tiny = ShapesData(kind="shapes", train_images=5, test_images=1, reference_images=1)
     assert len(take(image_stream(tiny, tmp_path, 1, 0, rank=1, ranks=3), 1)[0][1]) == 3  # of all ranks
-    assert len(take(image_stream(data, tmp_path, 2, 0), 1)[0][1]) == 2
+    assert len(take(image_stream(data, surveyed(data, tmp_path), 2, 0), 1)[0][1]) == 2

@@ -1,15 +1,18 @@
 """The stages that a training reads: the trajectory cache, and latents that are what a training would have encoded."""
 
+import tarfile
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from splam.data import testsets
 from splam.data.latents import LatentShards
 from splam.data.streams import image_stream
 from splam.distill import trajectories
 from splam.distill.loop import open_distillation
 from splam.distill.trajectories import build_cache, encode_latents, half_precision_error, make_draws
+from tests.data.conftest import laion_settings, surveyed
 from tests.distill.builders import RUN, profile
 
 LATENTS = "latents.train={images: 10, batch_size: 4, batches_per_file: 2}"
@@ -47,10 +50,9 @@ def test_the_cache_keeps_captions_and_images_together(cache, teacher, data):
 @pytest.fixture
 def shards(laion_folder, tmp_path):
     """A profile of webdataset shards with a latents stage, and what the data stage leaves of them: their manifest."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/manifest.json").write_text("{}")
+    data = surveyed(laion_settings(f"{laion_folder}/*.tar", held_out_share=0.35), tmp_path)
     settings = [f"data.shards=['{laion_folder}/*.tar']", "data.resolution=32", "data.max_broken_share=1", LATENTS]
-    return lambda *more: profile("training.source=latents", *settings, *more, name="rehearsal"), tmp_path / "data"
+    return lambda *more: profile("training.source=latents", *settings, *more, name="rehearsal"), data
 
 
 def test_means_are_what_a_training_would_encode(shards, teacher, tmp_path):
@@ -104,9 +106,29 @@ def test_latents_of_other_data_are_replaced_and_of_other_test_sets_are_not(shard
     plan = LatentShards(tmp_path / "out").plan
     encode_latents(made("data.coco.folder=elsewhere"), teacher, data, tmp_path / "out")
     assert LatentShards(tmp_path / "out").plan == plan
-    (data / "manifest.json").write_text('{"shards": []}')
+    with (data / "manifest.json").open("a") as manifest:
+        manifest.write("\n")
     encode_latents(made(), teacher, data, tmp_path / "out")
     assert LatentShards(tmp_path / "out").plan != plan
+
+
+def test_a_folder_of_pictures_is_encoded_and_trained_on(laion_folder, teacher, teacher_folder, tmp_path):
+    for path in laion_folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            tar.extractall(tmp_path / "mine", filter="data")
+    facts = ["kind=folder", f"folder={tmp_path}/mine", "shards=null", "coco=null", "resolution=32", "test_images=6"]
+    (tmp_path / "teacher").symlink_to(teacher_folder)
+    paths = {}
+    for source in ("data", "latents"):
+        settings = [f"training.source={source}", "training.latents=mean", "latents.train.dtype=float32", LATENTS]
+        params = profile(*(f"data.{fact}" for fact in facts), *settings, "data.crop=center", name="rehearsal")
+        if source == "data":
+            testsets.build(params.data, tmp_path / "data", params.seed)
+        else:
+            encode_latents(params, teacher, tmp_path / "data", tmp_path / "scratch/latents")
+        paths[source] = open_distillation(params, RUN, tmp_path, tmp_path / "data").source.batch(0, 0, 2).path
+    assert paths["data"].z_t.shape == paths["latents"].z_t.shape == (4, 4, 8, 8)
+    assert testsets.held_out_set(params.data, tmp_path / "data", "unseen", 6).protocol == "folder-held-out"
 
 
 def test_a_training_reads_them_and_knows_others(shards, teacher, teacher_folder, tmp_path):

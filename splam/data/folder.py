@@ -1,0 +1,69 @@
+"""A folder of captioned pictures of one's own, with folders in it or without.
+
+Captions are in metadata.jsonl or metadata.csv, with columns file_name and one of captions.COLUMNS (the imagefolder
+layout of Hugging Face; each folder may have its own), or in a .txt beside each picture.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from splam.config import ROOT
+from splam.data.captions import captions, column, read_rows
+from splam.data.images import DataError
+from splam.data.samples import Sample, Source, Tally, caption_text
+
+TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+def open_folder(name: str) -> Source:
+    """The pictures of data.folder, each a part, in an order by hash of their paths.
+
+    What has a caption and no picture, or the reverse, is a part too: reading counts it. Raises DataError for a folder
+    that is not there, is empty, or whose captions could be read in two ways.
+    """
+    folder = ROOT / name
+    visible = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    visible = [path for path in visible if not any(part.startswith(".") for part in path.parts)]
+    tables = [path for path in visible if path.name in TABLES]
+    notes = {path for path in visible if path.suffix.lower() == ".txt"}
+    listed = _listed(folder, tables)
+    pictures = {path for path in visible if path.suffix.lower() in _suffixes()} | set(listed)
+    if not pictures:
+        raise DataError(f"data.folder = {name} holds no pictures: correct it, or put your pictures there")
+    if tables and (twice := [path for path in sorted(pictures) if path.with_suffix(".txt") in notes]):
+        raise DataError(f"{folder / twice[0]} has a .txt, and {tables[0]} is there too: keep one kind of captions")
+    described = {path.with_suffix(".txt") for path in pictures}
+    parts = pictures if tables else pictures | (notes - described)
+    ordered = sorted(map(str, parts), key=lambda part: hashlib.sha256(part.encode()).digest())
+    return Source(ordered, partial(_read, folder, {str(path): caption for path, caption in listed.items()}))
+
+
+def _suffixes() -> set[str]:
+    """The endings of what PIL can read."""
+    return {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
+
+
+def _listed(folder: Path, tables: list[PurePosixPath]) -> dict[PurePosixPath, str]:
+    """The captions that tables give to pictures. Raises DataError for a picture that is listed twice."""
+    listed = {}
+    for table in tables:
+        rows = read_rows(path := folder / table)
+        names = column(rows, ("file_name",), path) or [None]
+        if not all(isinstance(name, str) for name in names):
+            raise DataError(f"{path} has rows without file_name: name the picture that each caption is of")
+        for name, caption in zip(names, captions(rows, path, empty=True), strict=True):
+            if (picture := table.parent / name) in listed:
+                raise DataError(f"{path} lists {name} twice: keep one of its captions")
+            listed[picture] = caption
+    return listed
+
+
+def _read(folder: Path, listed: dict[str, str], part: str, tally: Tally) -> Iterator[Sample]:
+    path, note = folder / part, (folder / part).with_suffix(".txt")
+    image = path.read_bytes() if path != note and path.is_file() else b""
+    caption = listed.get(part) or caption_text(note.read_bytes() if note.is_file() else b"")
+    yield Sample(part, path.name, image, caption)
