@@ -249,6 +249,7 @@ def train_clip(recipe: Recipe) -> None:
         return loss_function(image, text, scale)
 
     clip, folder = fit(clip, loss, recipe, "clip"), OUT / "clip"
+    clip = fit(clip.train(), loss, Recipe(**vars(recipe) | recipe.further), "clip-further")
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in clip.state_dict().items()}, folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}, indent=2) + "\n")

@@ -52,8 +52,8 @@ def test_plots_show_has_losses_and_figures(project):
 
 
 def test_local_inputs_that_change_are_noticed(project):
-    (project.folder / "splam/data/emoji.csv").write_text("other groups")
-    assert "modified:           splam/data/emoji.csv" in project.dvc("status", "data-build")
+    (project.folder / "splam/data/shapes.py").write_text("# other shapes")
+    assert "modified:           splam/data/shapes.py" in project.dvc("status", "data-build")
     restored(project)
 
 
