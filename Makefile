@@ -35,7 +35,7 @@ repro: $(INSTALLED) $(if $(filter rehearsal,$(PROFILE)),$(STAND_INS)) switch
 	@python -m splam.profile $(PROFILE)
 	$(if $(filter 1,$(JOBS)),,$(PARALLEL))
 	dvc repro
-	@python -m splam.report $(PROFILE)
+	@python -m splam.report
 
 # Small networks have no use for a whole machine: stages that do not wait for one another run JOBS at a time, a thread
 # each, and `dvc repro` does what is left. It would also do everything by itself, one stage after another.

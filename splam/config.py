@@ -188,7 +188,7 @@ class Pipeline(Strict):
 
 
 class Gate(Strict):
-    """What the undistilled teacher must give before a student's number is believed (splam.report.gate)."""
+    """What the undistilled teacher must give before a student's number is believed (splam.report.page)."""
 
     fid: PositiveFloat  # expected Inception FID
     tolerance: PositiveFloat  # how far off it may be, up or down

@@ -73,7 +73,7 @@ def read_parameters(notebook: Path, assignments: list[str]) -> dict[str, Any]:
 def run_notebook(notebook: Path, out: Path, parameters: dict[str, Any]) -> None:
     """Execute a notebook in a kernel of this interpreter at the repository's root and write it, normalised, to `out`.
 
-    Until it has succeeded it lies, as far as it got, at `out` with the suffix .failed.ipynb. Raises StageError.
+    While it runs, and if it fails, it is at `out` with the suffix .failed.ipynb, as far as it got. Raises StageError.
     """
     import nbformat
     import papermill
@@ -183,7 +183,7 @@ def _die_with_parent(number: int, parent: int) -> None:
 
 
 def _die_with_dvc() -> None:
-    """Under DVC, end when it ends: killed, it would leave the shell that it runs a command in, and this stage."""
+    """Under DVC, end when DVC does: if it is killed, it leaves its shell and this stage behind."""
     if "DVC_STAGE" not in os.environ:
         return
     import psutil

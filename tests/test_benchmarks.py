@@ -1,6 +1,5 @@
-"""The benchmark scripts run, and claim nothing where there is nothing to measure."""
+"""The benchmark runs, and claims nothing of a CPU."""
 
-import pytest
 import torch
 
 from benchmarks import train_throughput
@@ -14,9 +13,3 @@ def test_the_throughput_table_on_shrunk_networks(tmp_path, capsys):
     rows = [line for line in out.read_text().splitlines() if line.startswith("| full") or line.startswith("| LoRA")]
     assert len(rows) == 16 and all("not measured on a CPU" in row for row in rows)
     assert "a CPU, with shrunk networks" in out.read_text()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
-def test_without_a_gpu_it_says_so_and_fails(capsys):
-    assert train_throughput.main([]) == 1
-    assert "No CUDA device: nothing was measured" in capsys.readouterr().err

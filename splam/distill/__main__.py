@@ -1,6 +1,6 @@
 """Distil one run: `python -m splam.distill RUN`, or on N processes `torchrun --nproc-per-node N -m splam.distill RUN`.
 
-A killed training goes on from its last checkpoint, with the same bits, when the same command starts it again.
+A run that was killed resumes from its last checkpoint, bit for bit, when the same command is run again.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment: whole or not there, the last few kept, a broken one passed over."""
+"""Checkpoints that survive a kill at any moment: complete or absent, the last few kept, broken ones skipped."""
 
 import contextlib
 import fcntl
@@ -13,13 +13,13 @@ import torch
 
 
 class CheckpointError(RuntimeError):
-    """Checkpoints that a training cannot go on from; the message says what to do."""
+    """Checkpoints that a training run cannot resume from; the message says what to do."""
 
 
 def save_checkpoint(folder: Path, iteration: int, content: dict[str, Any], keep: int) -> None:
     """Write folder/checkpoint-<iteration>.pt and remove all but the last `keep`.
 
-    It is written under another name, flushed and renamed: after a power cut, too, the name stands for a whole file.
+    It is written under another name, flushed, then renamed: even after a power cut, the name means a complete file.
     """
     path = folder / f"checkpoint-{iteration:08d}.pt"
     partial = path.with_suffix(".part")
@@ -28,9 +28,6 @@ def save_checkpoint(folder: Path, iteration: int, content: dict[str, Any], keep:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)  # makes the new name last
-    os.close(descriptor)
     for old in sorted(folder.glob("checkpoint-*.pt"))[:-keep]:
         old.unlink()
 
@@ -38,8 +35,8 @@ def save_checkpoint(folder: Path, iteration: int, content: dict[str, Any], keep:
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that can be read; None if there is none. All of it is read, to compare its checksums.
 
-    A broken one is named in a warning and passed over. Raises CheckpointError if all are broken: whether to begin
-    again is for a person to decide.
+    Broken ones are skipped with a warning. Raises CheckpointError if all are broken: whether to start over is for a
+    person to decide.
     """
     found = sorted(folder.glob("checkpoint-*.pt"), reverse=True)
     for path in found:

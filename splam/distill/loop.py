@@ -1,7 +1,7 @@
-"""The training loop: draw a batch, step, move the average, save; after a kill it goes on with the same bits.
+"""The training loop: draw a batch, step, move the average, save; after a kill it resumes bit for bit.
 
-An iteration is one optimizer step. Its randomness is a function of the seed and its number alone, that within networks
-(dropout) of the rank besides: a checkpoint needs weights, moments and losses, and no generator's state.
+An iteration is one optimizer step. Its randomness depends on the seed and its number alone (dropout on the rank too),
+so a checkpoint holds weights, moments and losses, but no generator's state.
 """
 
 import contextlib
@@ -34,21 +34,21 @@ from splam.networks.student import make_student, published_network, save_gamma, 
 from splam.networks.teacher import Teacher, default_device, load_teacher
 
 Source = CachedPaths | OnlinePaths
-# May change while a run trains: how a global batch is cut moves the bits by rounding alone.
+# May change while a run trains: how the global batch is divided matters only by rounding.
 FREE = {"batch_size", "gradient_accumulation_steps", "processes", "checkpoint_seconds"}
-KEEP = 2  # checkpoints: the last, and one before it should the last be broken
-PICTURES, PICTURE_STEPS = 4, 4  # drawn in the course of a training, and the sampling steps of each
+KEEP = 2  # checkpoints: the last, and the one before in case it is broken
+PICTURES, PICTURE_STEPS = 4, 4  # drawn during training, and the sampling steps of each
 
 
 class Distillation:
-    """One run while it trains: student, target (their average), optimizer and losses."""
+    """A run in training: student, target (its average), optimizer and losses."""
 
     def __init__(self, run: Run, teacher: Teacher, source: Source, facts: dict[str, Any] | None = None):
-        """Step 0; every process calls it. facts: what the bits depend on beside the run, by name."""
+        """The state before step 1; every process calls it. facts: what else the result depends on, by name."""
         self.run, self.teacher, self.source, self.facts = run, teacher, source, facts or {}
         self.caption, self.card, self.losses = "", None, []  # caption: of the pictures drawn on the way
         training, device = run.training, teacher.device.type
-        once = GradientAccumulationPlugin(num_steps=1)  # ACCELERATE_GRADIENT_ACCUMULATION_STEPS beats the argument
+        once = GradientAccumulationPlugin(num_steps=1)  # ACCELERATE_GRADIENT_ACCUMULATION_STEPS overrides the argument
         plain = {"mixed_precision": "no", "dynamo_backend": "no", "gradient_accumulation_plugin": once}
         self.accelerator = Accelerator(cpu=device == "cpu", **plain)
         torch.manual_seed(run.seed)  # a LoRA adapter's first values
@@ -65,7 +65,7 @@ class Distillation:
         self.optimizer = torch.optim.AdamW([p for p, _ in self.trained], training.learning_rate, **options)
 
     def step(self, iteration: int) -> Tensor:
-        """One optimizer step, and then the average's (Alg. 1); returns this process's mean loss."""
+        """One optimizer step, then the average's (Alg. 1); returns this process's mean loss."""
         draws = iteration_generator(self.run.seed, iteration)
         torch.manual_seed(int(torch.randint(2**62, (), generator=draws)) + self.accelerator.process_index)
         for group in self.optimizer.param_groups:
@@ -100,7 +100,7 @@ class Distillation:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What the run's bits depend on, by name."""
+        """What the result depends on, by name."""
         training = self.run.training
         facts = self.run.model_dump(mode="json", exclude={"training", "variant", "ablation"})
         facts |= {f"training.{key}": value for key, value in training.model_dump(mode="json", exclude=FREE).items()}
@@ -114,7 +114,7 @@ class Distillation:
 
     @torch.no_grad()
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` returned."""
         for pair, values in zip(self.trained, state["weights"], strict=True):
             for parameter, value in zip(pair, values, strict=True):
                 parameter.copy_(value)
@@ -122,7 +122,7 @@ class Distillation:
         self.losses = state["losses"]
 
     def keep(self, folder: Path) -> None:
-        """Write what is kept of this iteration: the published network (Fig. 2b), a picture of the caption."""
+        """Write this iteration's snapshot (Fig. 2b) and picture, where they are due."""
         done, training = len(self.losses), self.run.training
         if done in training.snapshots:
             published_unet(self.target, self.run).save_pretrained(folder / f"snapshots/{done:06d}")
@@ -158,7 +158,7 @@ def learning_rate(iteration: int, run: Run) -> float:
 def train(job: Distillation, scratch: Path, out: Path) -> Iterator[float]:
     """Train to the end and write `out`; yields the loss of every iteration.
 
-    Checkpoints go to `scratch`, which all processes must see; started again, a training goes on from the last one.
+    Checkpoints go to `scratch`, which all processes must see; a run that is started again resumes from the last one.
     Raises FloatingPointError if the loss is no longer finite, CheckpointError if the checkpoints are not of this run.
     """
     training, main, kept = job.run.training, job.accelerator.is_main_process, scratch / "kept"
@@ -188,7 +188,7 @@ def train(job: Distillation, scratch: Path, out: Path) -> Iterator[float]:
 
 
 def _resume(job: Distillation, scratch: Path) -> None:
-    """Go on from the last checkpoint, which one process looks for, or begin with an empty folder of what is kept."""
+    """Resume from the last checkpoint, which one process looks for, or start with an empty `kept` folder."""
     (last,) = broadcast_object_list([last_checkpoint(scratch) if job.accelerator.is_main_process else None])
     if last is not None:
         state = read_checkpoint(last)
@@ -200,7 +200,7 @@ def _resume(job: Distillation, scratch: Path) -> None:
 
 
 def open_distillation(params: Params, name: str, build: Path, data: Path) -> Distillation:
-    """A run with its teacher and sub-paths; build: where the stages before it wrote, data: the data stage."""
+    """A run with its teacher and sub-paths; build: where earlier stages wrote, data: where the data stage did."""
     if name not in params.runs:
         raise ParamsError(f"there is no run {name!r}{suggestion(name, params.runs)}")
     run = params.runs[name]

@@ -1,4 +1,4 @@
-"""Sub-paths made as they are needed: images or latents from a stream, noised and carried along by the teacher.
+"""Sub-paths made on the fly: images or latents from a stream, noised, and solved by the teacher.
 
 At Stable Diffusion's size a cache of millions of trajectories would be larger than the images.
 """
@@ -20,9 +20,9 @@ from splam.networks.teacher import Teacher
 class OnlinePaths:
     """Batches whose images come from a stream and whose paths from the teacher (Alg. 1, lines 1-6).
 
-    A batch of the stream is training.batch_size samples for this process, or as many times the number of processes, of
-    which this one takes its part. All is drawn for the whole global batch, the noise by one seed a sample, so that
-    neither processes nor micro-batches change it.
+    A batch of the stream holds training.batch_size samples for this process, or those of all processes, of which this
+    one takes its part. Everything is drawn for the global batch as a whole, noise with one seed per sample, so the
+    number of processes and micro-batches does not matter.
     """
 
     def __init__(self, stream: Stream, run: Run, teacher: Teacher, settings: Trajectories):
@@ -71,7 +71,7 @@ class OnlinePaths:
         return latents, embeddings
 
     def _next(self, iteration: int, share: int, shares: int) -> tuple[Tensor, list[str] | Tensor]:
-        """The share's images and captions; the stream is entered anew unless this call follows the last one."""
+        """The share's images and captions; the stream is reopened unless this call follows the last one."""
         micro_batches, size = self.run.training.gradient_accumulation_steps, self.run.training.batch_size
         micro, rank = divmod(share, shares // micro_batches)
         position = iteration * micro_batches + micro

@@ -76,7 +76,7 @@ class TrajectoryCache:
         return cls(**load_file(path))
 
     def one_step(self, rows: Tensor, skip: int, guidance_scale: float | Tensor, schedule: Schedule) -> SubPath:
-        """Paths of any k in one DDIM step (no multiple estimation); guidance_scale: any w, or one a path, (n,)."""
+        """Paths of any k in one DDIM step (no multiple estimation); guidance_scale: any w, or one per path, (n,)."""
         w, z_t, t = torch.as_tensor(guidance_scale).view(-1, 1, 1, 1), self.chain[rows, 0], self.t[rows]
         epsilon, s = guided_epsilon(self.conditional[rows], self.unconditional[rows], w), path_end(t, skip)
         return SubPath(z_t, t, ddim_step(z_t, epsilon, t, s, schedule), s)

@@ -1,6 +1,5 @@
-"""What a training needs of the teacher and no student changes: trajectories, and latents encoded once."""
+"""What training needs from the teacher, whatever the student: trajectories, and latents encoded once."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -84,27 +83,10 @@ def build_cache(params: Params, teacher: Teacher, draws: Draws, guidance_scale: 
     return TrajectoryCache(chain, times, conditional, unconditional, caption, embeddings.half().cpu(), *scalars)
 
 
-def half_precision_error(teacher: Teacher, cache: TrajectoryCache, settings: Trajectories) -> dict[str, float]:
-    """How far cached points are from a float32 teacher's: RMS of the difference over RMS of the point's change.
-
-    For the path's end after one solver step, and after all of them; of the first 64 draws.
-    """
-    exact, rows, device = dataclasses.replace(teacher, bf16=False), slice(64), teacher.device
-    kept, captions = cache.chain[rows], cache.embeddings[cache.caption[rows]].float().to(device)
-    guidance = float(cache.guidance_scale), settings
-    chain = solve(exact, kept[:, 0].to(device), cache.t[rows].to(device), captions, guidance)[0].cpu()
-
-    def error(step: int) -> float:
-        difference, moved = kept[:, step] - chain[:, step], chain[:, step] - chain[:, 0]
-        return float(difference.square().mean().sqrt() / moved.square().mean().sqrt())
-
-    return {"one_step": error(1), "all_steps": error(settings.steps)}
-
-
 def encode_latents(params: Params, teacher: Teacher, data: Path, folder: Path) -> None:
     """Encode params.latents["train"].images training images and their captions into `folder`, for source = latents.
 
-    Order and crops are those of a training from images; data: what the data stage wrote. A stopped run goes on.
+    Order and crops are those of training from images; data: what the data stage wrote. A stopped run resumes.
     """
     settings, images = params.latents["train"], "train" if params.data.kind == "shapes" else "manifest.json"
     stream = image_stream(params.data, data, settings.batch_size, params.seed)

@@ -1,1 +1,1 @@
-"""What the tables and figures say, measured: FID, CLIP score, delta(t, k), latency, and the rows of every system."""
+"""All that tables and figures show: FID, CLIP score, delta(t, k), latency, and the rows of every system."""

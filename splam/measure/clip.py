@@ -1,4 +1,4 @@
-"""CLIP score: how well images show their captions, by an open_clip model that is always named."""
+"""CLIP score: how well images match their captions, by an open_clip model that every score names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,19 +34,15 @@ class ClipScorer:
     def image_features(self, images: np.ndarray) -> np.ndarray:
         """Unit vectors float32 (n, d) of uint8 images (n, h, w, 3)."""
         check_images(images)
-        found = []
-        for first in range(0, len(images), BATCH):
-            batch = [self.preprocess(Image.fromarray(image)) for image in images[first : first + BATCH]]
-            found.append(self.model.encode_image(torch.stack(batch).to(self.device), normalize=True))
-        return torch.cat(found).cpu().numpy()
+        batches = (images[i : i + BATCH] for i in range(0, len(images), BATCH))
+        inputs = (torch.stack([self.preprocess(Image.fromarray(image)) for image in batch]) for batch in batches)
+        return torch.cat([self.model.encode_image(x.to(self.device), normalize=True) for x in inputs]).cpu().numpy()
 
     @torch.no_grad()
     def text_features(self, captions: list[str]) -> np.ndarray:
         """Unit vectors float32 (n, d) of captions."""
-        prompts = [self.prefix + caption for caption in captions]
-        batches = (prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH))
-        found = [self.model.encode_text(self.tokenize(b).to(self.device), normalize=True) for b in batches]
-        return torch.cat(found).cpu().numpy()
+        tokens = self.tokenize([self.prefix + caption for caption in captions]).split(BATCH)
+        return torch.cat([self.model.encode_text(x.to(self.device), normalize=True) for x in tokens]).cpu().numpy()
 
 
 def load_scorers(evaluation: Evaluation, device: torch.device | str = "cpu") -> dict[str, ClipScorer]:

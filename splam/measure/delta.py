@@ -31,25 +31,19 @@ def delta(
     uppers = [t for t in grid if t >= settings.first_time]
     if not uppers or uppers[0] < skip:
         raise ValueError(f"delta.first_time is {settings.first_time}: choose {skip} (delta.skip) to {grid[-1]}")
-    outputs: dict[int, Tensor] = {}  # those whose upper partner is still to come
-    rows = []
+    rows, outputs = [], {}  # outputs: by time, those whose upper partner is still to come
     for time in tqdm(sorted({*uppers, *(t - skip for t in uppers)}), desc="delta", mininterval=5, leave=False):
         t = torch.full((len(latents),), time, device=latents.device)
         outputs[time] = predicted_x0(schedule.add_noise(latents, noise, t), t)
         if time in uppers:
             change, x0_error = outputs[time] - outputs.pop(time - skip), outputs[time] - latents
-            rows.append({"t": time} | _delta_row(_rms(change), _rms(x0_error), latents[0].numel()))
+            rows.append({"t": time} | _delta_row(change, x0_error))
     return rows
 
 
-def _rms(x: Tensor) -> Tensor:
-    """Root mean square of every sample of x (n, ...): float64 (n,)."""
-    return x.double().flatten(1).square().mean(1).sqrt()
-
-
-def _delta_row(change: Tensor, x0_error: Tensor, elements: int) -> dict[str, float]:
-    """Means and standard errors of every image's RMS, each (n,); an L2 norm is sqrt(elements) times its RMS."""
-    rms, count, l2 = change.mean().item(), len(change), elements**0.5
-    error = change.std().item() / count**0.5
-    row = {"delta_rms": rms, "delta_rms_se": error, "delta_l2": rms * l2, "delta_l2_se": error * l2}
-    return row | {"x0_error_rms": x0_error.mean().item(), "images": count}
+def _delta_row(change: Tensor, x0_error: Tensor) -> dict[str, float]:
+    """The columns of n images' changes and x0 errors, each (n, c, h, w); an L2 norm is sqrt(c h w) times the RMS."""
+    rms, x0_rms = (x.double().flatten(1).square().mean(1).sqrt() for x in (change, x0_error))
+    mean, error, l2 = rms.mean().item(), rms.std().item() / len(rms) ** 0.5, change[0].numel() ** 0.5
+    row = {"delta_rms": mean, "delta_rms_se": error, "delta_l2": mean * l2, "delta_l2_se": error * l2}
+    return row | {"x0_error_rms": x0_rms.mean().item(), "images": len(rms)}

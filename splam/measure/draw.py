@@ -4,8 +4,6 @@ All systems draw the same captions from the same seeds, so that differences betw
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Self
 
 import numpy as np
 import torch
@@ -19,28 +17,10 @@ from splam.method.sampling import draw_noise, generators, sample_consistency
 from splam.method.solver import guided_epsilon
 from splam.networks.pipelines import draw_images
 from splam.networks.student import published_network
-from splam.networks.teacher import Teacher, call_unet, kept_noise
+from splam.networks.teacher import Teacher, kept_noise
 
-
-@dataclass(frozen=True)
-class Captions:
-    """Captions with their embeddings (n, tokens, d), which are stored or made when they are asked for."""
-
-    texts: list[str]
-    embed: Callable[[list[str]], Tensor]
-    stored: Tensor | None = None
-
-    def __getitem__(self, rows: slice) -> Self:
-        return replace(self, texts=self.texts[rows], stored=None if self.stored is None else self.stored[rows])
-
-    @property
-    def embeddings(self) -> Tensor:
-        """(n, tokens, d), float32."""
-        return self.embed(self.texts) if self.stored is None else self.stored
-
-
-Draw = Callable[[Captions, list[int], int], Tensor]
-"""Captions, a seed for each, and steps to images uint8 (n, h, w, 3) on the CPU."""
+Draw = Callable[[list[str], list[int], int], np.ndarray]
+"""Captions, a seed for each, and steps to images uint8 (n, h, w, 3)."""
 
 OTHER_NOISE = 500_000  # added to a sample's seed: as many samples may be drawn before two draws share noise
 
@@ -59,11 +39,15 @@ def baseline_draw(teacher: Teacher, sampler: str, guidance_scale: float) -> Draw
         return _consistency_draw(teacher, teacher.network)
 
     @torch.no_grad()
-    def draw(captions: Captions, seeds: list[int], steps: int) -> Tensor:
+    def draw(captions: list[str], seeds: list[int], steps: int) -> np.ndarray:
         scheduler = baseline_scheduler(sampler, teacher.scheduler_config)
         noise = draw_noise(generators(seeds), teacher.latent_shape, teacher.device)
-        output = guided_output(teacher, captions.embeddings, guidance_scale)
-        return teacher.decode(sample_scheduler(scheduler, output, noise, steps))
+        embeddings = teacher.embed(captions)
+
+        def output(z: Tensor, t: Tensor) -> Tensor:
+            return guided_epsilon(*teacher.outputs(z, t, embeddings), guidance_scale)
+
+        return teacher.decode(sample_scheduler(scheduler, output, noise, steps)).numpy()
 
     return draw
 
@@ -75,36 +59,33 @@ def with_other_noise(draw: Draw) -> Draw:
 
 def pipeline_draw(pipeline, guidance_scale: float) -> Draw:
     """Any text-to-image pipeline of diffusers, called as its users call it."""
-
-    def draw(captions: Captions, seeds: list[int], steps: int) -> Tensor:
-        return torch.from_numpy(draw_images(pipeline, captions.texts, seeds, steps, guidance_scale))
-
-    return draw
+    return lambda captions, seeds, steps: draw_images(pipeline, captions, seeds, steps, guidance_scale)
 
 
 def _consistency_draw(teacher: Teacher, network: Callable[[Tensor], Network]) -> Draw:
     """Multistep consistency sampling; network: of caption embeddings (n, tokens, d)."""
 
     @torch.no_grad()
-    def draw(captions: Captions, seeds: list[int], steps: int) -> Tensor:
-        bound, sources = network(captions.embeddings), generators(seeds)
-        return teacher.decode(sample_consistency(bound, sources, teacher.latent_shape, steps, teacher.schedule))
+    def draw(captions: list[str], seeds: list[int], steps: int) -> np.ndarray:
+        bound, sources = network(teacher.embed(captions)), generators(seeds)
+        latents = sample_consistency(bound, sources, teacher.latent_shape, steps, teacher.schedule)
+        return teacher.decode(latents).numpy()
 
     return draw
 
 
 def sample_seeds(params: Params, count: int) -> list[int]:
-    """One seed a sample, away from the seeds of training."""
+    """One seed per sample, apart from those of training."""
     return [1_000_000 * (params.seed + 1) + i for i in range(count)]
 
 
-def in_batches(draw: Draw, captions: Captions, steps: int, params: Params, size: int | None = None) -> np.ndarray:
+def in_batches(draw: Draw, captions: list[str], steps: int, params: Params, size: int | None = None) -> np.ndarray:
     """An image of every caption: uint8 (n, h, w, 3), in batches of evaluation.batch_size; size: pixels to resize to."""
-    count, step, images = len(captions.texts), params.evaluation.batch_size, None
+    count, step, images = len(captions), params.evaluation.batch_size, None
     seeds = sample_seeds(params, count)
     for start in tqdm(range(0, count, step), desc=f"{steps} steps", mininterval=2, leave=False):
         rows = slice(start, min(start + step, count))
-        batch = draw(captions[rows], seeds[rows], steps).numpy()
+        batch = draw(captions[rows], seeds[rows], steps)
         batch = batch if size is None else resize(batch, size)
         images = np.empty((count, *batch.shape[1:]), np.uint8) if images is None else images  # coco30k: 6 GB
         images[rows] = batch
@@ -128,20 +109,8 @@ def baseline_scheduler(name: str, config: dict):
     raise ValueError(f"scheduler is {name!r}: choose ddim, dpmsolver, dpmsolver++ or unipc")
 
 
-def guided_output(teacher: Teacher, captions: Tensor, guidance_scale: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """(z, t) to the UNet's raw output, in the units of its prediction type, with classifier-free guidance."""
-
-    def output(z: Tensor, t: Tensor) -> Tensor:
-        if guidance_scale == 1:  # no guidance: the unconditional half would count for nothing
-            with teacher.autocast():
-                return call_unet(teacher.unet, z, t, captions)
-        return guided_epsilon(*teacher.outputs(z, t, captions), guidance_scale)
-
-    return output
-
-
 def sample_scheduler(scheduler, output: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:
-    """Clean latents (n, c, h, w) from standard normal noise, by a diffusers scheduler; output: as guided_output."""
+    """Clean latents (n, c, h, w) from standard normal noise, by a scheduler; output: (z, t) to a UNet's raw output."""
     z = noise * scheduler.init_noise_sigma
     scheduler.set_timesteps(steps, device=noise.device)
     for time in scheduler.timesteps:

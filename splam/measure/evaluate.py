@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,42 +48,29 @@ Show = Callable[[str, int, np.ndarray], object]  # called with (dataset, steps, 
 
 @dataclass(frozen=True)
 class System:
-    """A function that draws, what it is, every w it has rows for, and whether they compare it with that w's teacher."""
+    """A function that draws, what it is, and whether it is compared with the teacher's images at its w."""
 
     facts: Row
     draw: Draw
-    guidance_scales: Sequence[float]
     compared: bool = True
 
 
-@dataclass(frozen=True)
 class Bench:
-    """All that measuring the systems of one profile needs, loaded once."""
+    """All that measuring the systems of one profile needs; build: where the stages before it wrote."""
 
-    params: Params
-    build: Path
-    teacher: Teacher
-    measure: Callable[[str], Measure]
-    teacher_images: Callable[[float], Paired | None]
-    show: Show
+    def __init__(self, params: Params, build: Path, show: Show = lambda *_: None):
+        self.params, self.build, self.show = params, build, show
+        self.teacher = open_teacher(params, build / "teacher")
+        self.extract = load_features(params.evaluation.features, self.teacher.device)
+        self.clips = load_scorers(params.evaluation, self.teacher.device)
+        self.measure, self.teacher_images = cache(self._measure), cache(self._teacher_images)
 
-    @classmethod
-    def load(cls, params: Params, build: Path, show: Show = lambda *_: None) -> Self:
-        """From what the teacher, references and teacher_samples stages wrote to `build`."""
-        teacher = open_teacher(params, build / "teacher")
-        extract = load_features(params.evaluation.features, teacher.device)
-        clips = load_scorers(params.evaluation, teacher.device)
+    def _measure(self, dataset: str) -> Measure:
+        return Measure(References.load(self.build / "references" / f"{dataset}.npz"), self.extract, self.clips)
 
-        @cache
-        def measure(dataset: str) -> Measure:
-            return Measure(References.load(build / "references" / f"{dataset}.npz"), extract, clips)
-
-        @cache
-        def teacher_images(guidance_scale: float) -> Paired | None:
-            path = build / "teacher_samples" / f"w{guidance_scale:g}.npy"
-            return Paired(images := np.load(path), extract(images)) if path.is_file() else None
-
-        return cls(params, build, teacher, measure, teacher_images, show)
+    def _teacher_images(self, guidance_scale: float) -> Paired | None:
+        path = self.build / "teacher_samples" / f"w{guidance_scale:g}.npy"
+        return Paired(images := np.load(path), self.extract(images)) if path.is_file() else None
 
     def counts(self, dataset: str) -> dict[str, int]:
         """How many of a set's first images the rows of each dataset are about: {dataset: images}."""
@@ -101,13 +88,13 @@ class Bench:
         counts, test_set = self.counts(dataset), "unseen" if dataset == CURVE else dataset
         measure = self.measure(test_set)
         if images is None:
-            captions = measure.references.drawn(self.teacher)[: max(counts.values())]
+            captions = measure.references.prompts[: max(counts.values())]
             images = in_batches(system.draw, captions, steps, self.params, measure.references.size)
         self.show(dataset, steps, images)
-        row = measure(images)
-        for w, (name, count) in product(system.guidance_scales, counts.items()):
-            teacher = self.teacher_images(w) if system.compared and test_set == "unseen" else None
-            facts = {**self.quote(test_set), **system.facts, "guidance_scale": w, "dataset": name, "steps": steps}
+        row, paired = measure(images), system.compared and test_set == "unseen"
+        teacher = self.teacher_images(system.facts["guidance_scale"]) if paired else None
+        for name, count in counts.items():
+            facts = {**self.quote(test_set), **system.facts, "dataset": name, "steps": steps}
             yield dict.fromkeys(COLUMNS) | facts | row(count, teacher)
 
     def quote(self, dataset: str) -> Row:
@@ -135,7 +122,7 @@ def evaluate(params: Params, name: str, build: Path, show: Show = lambda *_: Non
     """
     for known, rows in ((params.runs, run_rows), (params.baselines, baseline_rows), (params.pipelines, pipeline_rows)):
         if name in known:
-            return list(rows(Bench.load(params, build, show), name))
+            return list(rows(Bench(params, build, show), name))
     known = [*params.runs, *params.baselines, *params.pipelines]
     raise ValueError(f"there is no run, baseline or pipeline {name!r}{suggestion(name, known)}")
 
@@ -147,7 +134,7 @@ def run_rows(bench: Bench, name: str) -> Iterator[Row]:
     def system(weights: str, iteration: int) -> System:
         unet = load_unet(folder / weights, bench.teacher.unet)
         when = {"iteration": iteration, "final": iteration == run.training.iterations, "sampler": "consistency"}
-        return System(describe(run) | when, student_draw(bench.teacher, unet, run), [run.guidance_scale])
+        return System(describe(run) | when, student_draw(bench.teacher, unet, run))
 
     final = system("pipeline/unet", run.training.iterations)
     datasets = dict.fromkeys(["unseen", *params.evaluation.more.get(run.name, [])])
@@ -160,37 +147,38 @@ def run_rows(bench: Bench, name: str) -> Iterator[Row]:
 def baseline_rows(bench: Bench, name: str) -> Iterator[Row]:
     """The undistilled teacher at every w of a baseline."""
     baseline, evaluation = bench.params.baselines[name], bench.params.evaluation
-    unguided = baseline.sampler == "consistency"  # which takes no w: drawn once
-    facts = _others(bench.params, name, baseline.method)
-    facts["sampler"] = "consistency" if unguided else f"{baseline.sampler}, trailing"
-    if baseline.other_noise:
-        facts["first_sample_seed"] = sample_seeds(bench.params, 1)[0] + OTHER_NOISE
-    for scales in [baseline.guidance_scales] if unguided else [[w] for w in baseline.guidance_scales]:
-        draw = baseline_draw(bench.teacher, baseline.sampler, scales[0])
-        system = System(facts, with_other_noise(draw) if baseline.other_noise else draw, scales)
+    undistilled = baseline.sampler == "consistency"  # which takes no w, but is compared with the teacher at each
+    sampler = baseline.sampler if undistilled else f"{baseline.sampler}, trailing"
+    for w in baseline.guidance_scales:
+        facts = _others(bench.params, name, baseline.method) | {"sampler": sampler, "guidance_scale": w}
+        draw = baseline_draw(bench.teacher, baseline.sampler, w)
+        if baseline.other_noise:
+            facts["first_sample_seed"] = sample_seeds(bench.params, 1)[0] + OTHER_NOISE
+            draw = with_other_noise(draw)
+        system = System(facts, draw)
         for dataset, steps in product(baseline.datasets, baseline.steps):
             own = (baseline.sampler, dataset, steps) == ("ddim", "unseen", evaluation.teacher_steps)
-            drawn = bench.teacher_images(scales[0]) if own and not baseline.other_noise else None  # by another stage
+            drawn = bench.teacher_images(w) if own and not baseline.other_noise else None  # by another stage
             yield from bench.rows(system, dataset, steps, drawn and drawn.images)
-        if unguided:  # what every student starts from
+        if undistilled:  # what every student starts from
             start = replace(system, facts=facts | {"iteration": 0})
             yield from bench.rows(start, CURVE, evaluation.curve_steps)
 
 
 def pipeline_rows(bench: Bench, name: str) -> Iterator[Row]:
-    """A pipeline of others' making, which is not compared with the teacher's images."""
+    """A third-party pipeline, which is not compared with the teacher's images."""
     chosen = bench.params.pipelines[name]
     dtype, w = getattr(torch, chosen.dtype), chosen.guidance_scale
     pipeline = open_any(chosen.source, chosen.scheduler, chosen.lora, dtype, bench.teacher.device)
-    how = {"dtype": chosen.dtype, "sampler": type(pipeline.scheduler).__name__}
+    how = {"dtype": chosen.dtype, "sampler": type(pipeline.scheduler).__name__, "guidance_scale": w}
     facts = _others(bench.params, name, chosen.method) | how
-    system = System(facts, pipeline_draw(pipeline, w), [w], compared=False)
+    system = System(facts, pipeline_draw(pipeline, w), compared=False)
     for dataset, steps in product(chosen.datasets, chosen.steps):
         yield from bench.rows(system, dataset, steps)
 
 
 def _others(params: Params, name: str, method: str) -> Row:
-    """The columns of what is no run."""
+    """The columns of a system that is not a run."""
     facts = {"system": name, "run": "", "method": method, "variant": "", "seed": params.seed}
     return facts | {"final": True, "ablation": False}
 
@@ -210,8 +198,8 @@ def floors(
 ) -> Iterator[Row]:
     """Real images, reconstructions and shuffled captions, each over the first images that `counts` names.
 
-    counts: {dataset: images}, the whole set first. Real images that are among the references have no distance to them
-    worth stating, but a CLIP score.
+    counts: {dataset: images}, the whole set first. Real images that are among the references get a CLIP score, but no
+    distance to them.
     """
     real = np.concatenate(list(held_out.real(held_out.size)))
     sets = {"Real images": real, "VAE reconstruction": reconstructions(teacher, held_out, batch_size)}
@@ -239,7 +227,7 @@ def reconstructions(teacher: Teacher, held_out: HeldOut, batch_size: int) -> np.
 def summary(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """What `dvc metrics show` prints: {dataset: {"fid_4": ...}}, or "fid_4_w3" where a system has several w.
 
-    FIDs to 0.1, CLIP scores to 0.01; without the points of Fig. 2b. Floors, which have no steps, go by their method.
+    FIDs to 0.1, CLIP scores to 0.01; without Fig. 2b's points. Floors, which have no steps, go by their method.
     """
     several = len({row["guidance_scale"] for row in rows}) > 1
     nested: dict[str, dict[str, float]] = {}

@@ -8,26 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from splam.data.images import RunningHash, array_hash
 from splam.data.testsets import HeldOut
+from splam.measure import fid
 from splam.measure.clip import ClipScorer, clip_score
-from splam.measure.draw import Captions
-from splam.measure.fid import (
-    FID_NAMES,
-    Features,
-    FeatureStatistics,
-    fid,
-    kid,
-    load_features,
-    neighbour_distances,
-    precision_recall,
-)
 from splam.networks.teacher import Teacher
-
-STORED_EMBEDDINGS = 1 << 30  # bytes of caption embeddings that are kept; 30,000 of Stable Diffusion's are 7 GB
 
 
 @dataclass(frozen=True)
@@ -35,15 +22,13 @@ class References:
     """What one dataset's samples are measured against; `prompts` says what is drawn.
 
     quote: the columns that a number is quoted with (protocol, fid_name, clip_name, references, captions); size: pixels
-    at which images are measured; embeddings (n, tokens, d) of the prompts, float32, or none (0,) if they are too large;
-    features (m, d) of the reference images, with their neighbour_distances, radii (m,); clip_text: features (n, e) of
-    the prompts by every CLIP score's column.
+    at which images are measured; features (m, d) of the reference images, with their neighbour_distances, radii (m,);
+    clip_text: features (n, e) of the prompts by every CLIP score's column.
     """
 
     quote: dict[str, str]
     size: int
     prompts: list[str]
-    embeddings: np.ndarray
     features: np.ndarray
     radii: np.ndarray
     clip_text: dict[str, np.ndarray]
@@ -52,8 +37,7 @@ class References:
         """Write as one .npz."""
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = json.dumps({"quote": self.quote, "size": self.size, "prompts": self.prompts})
-        arrays = {"embeddings": self.embeddings, "features": self.features, "radii": self.radii}
-        np.savez(path, facts=facts, **arrays, **self.clip_text)
+        np.savez(path, facts=facts, features=self.features, radii=self.radii, **self.clip_text)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -61,36 +45,28 @@ class References:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: run the references stage (dvc repro references)")
         with np.load(path) as file:
-            arrays = {key: file[key] for key in ("embeddings", "features", "radii")}
             text = {key: file[key] for key in file if key.startswith("clip_score")}
-            return cls(**json.loads(str(file["facts"])), **arrays, clip_text=text)
-
-    def drawn(self, teacher: Teacher) -> Captions:
-        """The prompts, with the embeddings that were stored, if any."""
-        stored = torch.from_numpy(self.embeddings).to(teacher.device) if len(self.embeddings) else None
-        return Captions(self.prompts, teacher.embed, stored)
+            return cls(**json.loads(str(file["facts"])), features=file["features"], radii=file["radii"], clip_text=text)
 
 
 def make_references(teacher: Teacher, held_out: HeldOut, clips: dict[str, ClipScorer], features: str) -> References:
     """What samples of one test set are measured against; features: a name that load_features knows."""
-    extract, running, parts = load_features(features, teacher.device), RunningHash(held_out.reference_count), []
+    extract, running, parts = fid.load_features(features, teacher.device), RunningHash(held_out.reference_count), []
     for images in tqdm(held_out.references(), desc=f"references of {held_out.protocol}", mininterval=2):
         running.update(images)
         parts.append(extract(images))
     found, prompts = np.concatenate(parts), held_out.prompts
-    quote = {"protocol": held_out.protocol, "fid_name": FID_NAMES[features]}
+    quote = {"protocol": held_out.protocol, "fid_name": fid.FID_NAMES[features]}
     quote |= {column.replace("score", "name"): clip.name for column, clip in clips.items()}
     quote |= {"references": running.digits(), "captions": array_hash(np.array(prompts))}
-    large = teacher.empty.nbytes * len(prompts) > STORED_EMBEDDINGS
-    embeddings = np.empty(0, np.float32) if large else teacher.embed(prompts).cpu().numpy()
     text = {column: clip.text_features(prompts) for column, clip in clips.items()}
-    return References(quote, held_out.size, prompts, embeddings, found, neighbour_distances(found), text)
+    return References(quote, held_out.size, prompts, found, fid.neighbour_distances(found), text)
 
 
 def rmse(images_a: np.ndarray, images_b: np.ndarray) -> float:
     """The RMS difference, pixels in [0, 1], of images of one noise and caption, averaged over uint8 (n, h, w, 3).
 
-    It sees differences that FID cannot: FID compares sets, and two models may draw one set from other noise.
+    FID compares sets, so it cannot tell apart two models that draw the same set from different noise; this can.
     """
     pairs = zip(images_a, images_b, strict=True)  # one at a time: 30,000 in single precision are 24 GB
     return float(np.mean([np.sqrt(np.square((a.astype(np.float32) - b) / 255).mean()) for a, b in pairs]))
@@ -108,13 +84,13 @@ class Measure:
     """Turns images of a dataset's prompts into columns, by the networks that its references were measured by."""
 
     references: References
-    extract: Features
+    extract: fid.Features
     clips: dict[str, ClipScorer]
 
     @cached_property
-    def statistics(self) -> FeatureStatistics:
+    def statistics(self) -> fid.FeatureStatistics:
         """Of the references."""
-        return FeatureStatistics.of(self.references.features)
+        return fid.FeatureStatistics.of(self.references.features)
 
     def __call__(self, images: np.ndarray) -> Callable[..., dict[str, Any]]:
         """Features of images uint8 (n, h, w, 3), once; then row(count, teacher=None) measures the first `count`.
@@ -127,13 +103,14 @@ class Measure:
         reference, radii = self.references.features, self.references.radii
 
         def row(count: int, teacher: Paired | None = None) -> dict[str, Any]:
-            found, drawn = features[:count], FeatureStatistics.of(features[:count])
-            columns = {"images": len(found), "fid": fid(self.statistics, drawn), "kid": kid(reference, found, seed=0)}
-            columns["precision"], columns["recall"] = precision_recall(reference, found, radii)
+            found, drawn = features[:count], fid.FeatureStatistics.of(features[:count])
+            columns = {"images": len(found), "fid": fid.fid(self.statistics, drawn)}
+            columns["kid"] = fid.kid(reference, found, seed=0)
+            columns["precision"], columns["recall"] = fid.precision_recall(reference, found, radii)
             for column, text in self.references.clip_text.items():
                 columns[column] = clip_score(clip_features[column][:count], text[:count])
             if teacher is not None:
-                columns["fid_teacher"] = fid(FeatureStatistics.of(teacher.features[:count]), drawn)
+                columns["fid_teacher"] = fid.fid(fid.FeatureStatistics.of(teacher.features[:count]), drawn)
                 columns["rmse_teacher"] = rmse(images[:count], teacher.images[:count])
             return columns
 

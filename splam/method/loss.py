@@ -42,7 +42,7 @@ def draw_gamma(
 ) -> Tensor:
     """Alg. 1, line 7: gamma ~ Beta(a, b), of which (1, 1) is the paper's U[0, 1], or 1 with a given probability: (n,).
 
-    One uniform number makes one gamma, by the inverse of Beta's distribution: equal seeds stay paired over laws.
+    Each gamma is one uniform number through Beta's inverse distribution, so equal seeds stay paired across laws.
     """
     gamma = torch.rand(count, generator=generator)
     if law != (1.0, 1.0):

@@ -1,6 +1,6 @@
 """Multistep consistency sampling of a published student (Eq. 19).
 
-Every sample has its own generator, so that it depends on the batch it is drawn in only by rounding.
+Every sample has its own generator, so its batch affects it only by rounding.
 """
 
 from collections.abc import Sequence

@@ -50,10 +50,6 @@ class Schedule:
         """The schedule on another device."""
         return Schedule(self.alphas.to(device), self.sigmas.to(device))
 
-    def double(self) -> Self:
-        """The schedule in float64, for identities."""
-        return Schedule(self.alphas.double(), self.sigmas.double())
-
 
 def ddim_grid(length: int = 1000, steps: int = GRID_STEPS) -> Tensor:
     """The solver's times t_i = (T / steps)(i + 1) - 1, ascending: 19, 39, ..., 999 for 50 of 1000."""

@@ -1,4 +1,4 @@
-"""Ablations: runs beside the reference that they differ from, in one factor as a rule, paired by seed.
+"""Ablations: runs beside a reference, which usually differs in one factor, paired by seed.
 
 params.ablations names the studies; tuning two methods with equal effort is two studies with equal runs. A run is better
 or worse than its reference where the 95 % t interval of ln(FID / the reference's) lies on one side of 0.
@@ -63,7 +63,7 @@ def ablation_table(params: Params, evaluations: pd.DataFrame) -> pd.DataFrame:
 
 
 def readable(study: pd.DataFrame) -> pd.DataFrame:
-    """A study as it is read, one row for each run: texts only, with '0.934 [0.901, 0.968], better' for a ratio."""
+    """A study as readers see it, one row per run: text only, with '0.934 [0.901, 0.968], better' for a ratio."""
     shown = []
     for _, group in study.groupby("run", sort=False):
         rows = group.to_dict("records")

@@ -90,7 +90,7 @@ def convergence(metrics: Metrics, variant: str) -> Iterator[Part]:
 
 
 def neighbours(metrics: Metrics, variant: str) -> Iterator[Part]:
-    """C14: the x0 errors' ratio stands beside, for a constant map has delta = 0."""
+    """C14: with the ratio of x0 errors beside it, since a constant map has delta = 0."""
     rows = metrics.delta[(metrics.delta["t"] >= 119) & (metrics.delta["skip"].fillna(20) == 20)]
     ours, lcm = where(rows, method="SPLAM", variant=variant), where(rows, method="LCM (fix w)")
     scale = min(set(ours["guidance_scale"]) & set(lcm["guidance_scale"]), default=None)
@@ -104,7 +104,7 @@ def neighbours(metrics: Metrics, variant: str) -> Iterator[Part]:
 
 
 def guidance_trend(metrics: Metrics, variant: str) -> Iterator[Part]:
-    """C15: at the k that has the most w; the paper names none."""
+    """C15: at the k that was measured at most values of w; the paper names none."""
     rows = where(metrics.rows, final=True, method="SPLAM", variant=variant, steps=4, dataset="unseen")
     rows = rows[(rows["skip"] <= SOLVER_SKIP) | rows["multiple_estimation"].isin([True])]
     if len(rows):

@@ -1,4 +1,4 @@
-"""Figures 2a, 2b, 2c and 3b, their points and the plot of those (figures.yaml), and the picture of all comparisons."""
+"""Plotted figures (2a, 2b, 2c, 3b; figures.yaml), grids of images (3a, 4, 5), and a picture of all comparisons."""
 
 import io
 import math
@@ -139,6 +139,28 @@ def _scales(axis: Axes, points: pd.DataFrame, panel: dict[str, Any]) -> None:
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(lambda v, _: f"{v:g}" if f"{v:.0e}"[0] in "235" else "")
+
+
+def picture(path: Path) -> Figure:
+    """A labelled grid of the images that the sample stage drew: a line for each prompt, a column for each system.
+
+    path: an .npz of images, uint8 (columns, prompts, h, w, 3), with `columns`, `prompts` and `title`.
+    """
+    with np.load(path) as file:
+        images, columns, prompts, title = (file[key] for key in ("images", "columns", "prompts", "title"))
+    figure = Figure((1.7 + 0.95 * len(columns), 0.75 + 0.95 * len(prompts)), layout="constrained", facecolor="white")
+    axes = figure.subplots(len(prompts), len(columns), squeeze=False)
+    for line, prompt, pictures in zip(axes, prompts, np.swapaxes(images, 0, 1), strict=True):
+        for axis, image in zip(line, pictures, strict=True):
+            axis.imshow(image, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        place = {"rotation": 0, "ha": "right", "va": "center"}
+        line[0].set_ylabel("\n".join(textwrap.wrap(prompt, 22)), **place, fontsize=8, parse_math=False)  # "$5 and $6"
+    for axis, name in zip(axes[0], columns, strict=True):
+        axis.set_title("\n".join(textwrap.wrap(name, 13)), fontsize=8, parse_math=False)
+    figure.suptitle(str(title), x=0.01, ha="left", fontsize=10.5)
+    return figure
 
 
 def forest(rows: pd.DataFrame, title: str = "") -> Figure:

@@ -1,4 +1,4 @@
-"""A profile's report: what its metrics give, the files under reports/PROFILE, the page and the summary."""
+"""A profile's report: what its metrics give, the files under reports/PROFILE, the pages and the summary."""
 
 import base64
 import shutil
@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from splam.config import Params
+from splam.config import Gate, Params
 from splam.report import ablations, tables
 from splam.report.claims import CLAIMS, judge
-from splam.report.figures import FIGURES, forest, plot, plotted_points, png
-from splam.report.gate import check_gate
-from splam.report.html import TEMPLATES
+from splam.report.figures import FIGURES, forest, picture, plot, plotted_points, png
 from splam.report.metrics import QUOTED, UNDISTILLED, Metrics, steps_text, where
-from splam.report.pictures import picture
 from splam.report.rules import ONE_SEED, REAL
+
+FOLDER = Path(__file__).parent
+TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,33 @@ def build(params: Params, metrics: Metrics) -> Report:
     return Report(params, metrics, gate, built, *judge(metrics), studies, plotted_points(metrics))
 
 
+def check_gate(rows: pd.DataFrame, gate: Gate | None, steps: int) -> tuple[str, str]:
+    """Whether students' numbers may be believed: "passed", "not passed" or "not applicable", and a sentence why.
+
+    The teacher must give the FID that is known of it, in `steps` of evaluation.teacher_steps: an evaluation that is off
+    by anything (captions, crop, resizing, features) is off for the teacher too.
+    """
+    if gate is None:
+        return "not applicable", "no number of this teacher's is known that this profile could be held to"
+    at = {"guidance_scale": gate.guidance_scale, "steps": steps}
+    teacher = where(rows, method="Teacher", dataset="unseen", **at).dropna(subset=["fid"])
+    expected = f"{gate.fid:g} within {gate.tolerance:g} at w = {gate.guidance_scale:g}, {steps} steps"
+    if teacher.empty:
+        return "not passed", f"its teacher has not been measured yet ({expected}); believe no student's FID"
+    row = teacher.iloc[0]
+    others = {
+        f"the FID is {row['fid_name'] or 'of unrecorded features'}": "Inception" not in row["fid_name"],
+        f"the test set is {row['protocol'] or 'not recorded'}": row["protocol"] not in gate.sets,
+        f"{row['images']:,.0f} images were drawn, not {gate.images:,}": row["images"] != gate.images,
+    }
+    if other := next((text for text, differs in others.items() if differs), ""):
+        return "not applicable", f"{other}, which {expected} does not hold for"
+    found = f"the teacher's FID is {row['fid']:.2f}, expected is {expected}, on {row['protocol']}"
+    if abs(row["fid"] - gate.fid) <= gate.tolerance:
+        return "passed", found
+    return "not passed", f"{found}; find out why before believing any student's FID"
+
+
 def write_files(report: Report, folder: Path, samples: Path) -> list[str]:
     """Write tables, verdicts and figures; returns the names of the figures that there are numbers or images for.
 
@@ -60,8 +88,8 @@ def write_files(report: Report, folder: Path, samples: Path) -> list[str]:
         if name in report.points:
             frames[f"figures/{name}"] = report.points[name]
             drawn[name] = plot(name, report.points[name], report.metrics)
-        elif (samples / f"{name}.npz").is_file():
-            drawn[name] = picture(name, samples)
+        elif (path := samples / f"{name}.npz").is_file():
+            drawn[name] = picture(path)
     for kind in ("tables", "figures"):
         shutil.rmtree(folder / kind, ignore_errors=True)  # a figure of other metrics must not stay
         (folder / kind).mkdir(parents=True)
@@ -77,7 +105,7 @@ def write_files(report: Report, folder: Path, samples: Path) -> list[str]:
 def write_page(report: Report, folder: Path, drawn: list[str]) -> Path:
     """Write index.html beside what write_files wrote; returns its path. drawn: the figures that there are."""
     quoted = report.metrics.evaluations.groupby("dataset")[list(QUOTED)]
-    commit = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = ["git", "-C", str(FOLDER), "rev-parse", "HEAD"]
     page = TEMPLATES.get_template("report.html.j2").render(
         report=report,
         drawn=drawn,
@@ -95,6 +123,34 @@ def write_page(report: Report, folder: Path, drawn: list[str]) -> Path:
     )
     (folder / "index.html").write_text(page)
     return folder / "index.html"
+
+
+def notebooks_to_html(executed: Path, out: Path) -> None:
+    """Write each notebook of a folder as out/STEM.html, and out/index.html that lists them.
+
+    They open without a network: nbconvert's lab template without its scripts, formulas as MathML.
+    """
+    from latex2mathml.converter import convert
+    from nbconvert import HTMLExporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    class Renderer(IPythonRenderer):
+        def block_math(self, body: str) -> str:
+            return convert(body, display="block")
+
+        def inline_math(self, body: str) -> str:
+            return convert(body)
+
+    def markdown2html(source: str) -> str:
+        return MarkdownWithMath(renderer=Renderer(escape=False)).render(source)
+
+    lab = (FOLDER / "notebook.html.j2").read_text()
+    exporter = HTMLExporter(raw_template=lab, filters={"markdown2html": markdown2html})
+    out.mkdir(parents=True, exist_ok=True)
+    pages = {out / f"{path.stem}.html": path for path in sorted(executed.glob("*.ipynb"))}
+    for page, path in pages.items():
+        page.write_text(exporter.from_filename(str(path))[0])
+    (out / "index.html").write_text(TEMPLATES.get_template("notebooks.html.j2").render(pages=pages))
 
 
 def glance(report: Report) -> tuple[pd.DataFrame, str]:

@@ -34,7 +34,7 @@ def interval(values: Sequence[float], level: float) -> tuple[float, float]:
     """Student's t interval for the mean of values; (nan, nan) for fewer than two."""
     if len(values) < 2:
         return math.nan, math.nan
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 

@@ -62,7 +62,7 @@ def compared(found: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
 
 
 def build_table(name: str, metrics: Metrics, pipelines: Collection[str] = ()) -> pd.DataFrame:
-    """A table by its name; pipelines: the systems that are pipelines of others' making, rows of Table 2."""
+    """A table by its name; pipelines: the third-party systems, rows of Table 2."""
     keys, paper = ["base", "dataset", "steps"], pd.read_csv(Path(__file__).parent / "paper" / f"{name}.csv")
     found = measured(TABLES[name], metrics, pipelines)
     found = compared(found, metrics.latency) if TABLES[name]["compares"] else found
@@ -75,7 +75,7 @@ def build_table(name: str, metrics: Metrics, pipelines: Collection[str] = ()) ->
 
 
 def written(column: str, value: object, error: object = None, grouping: str = ",") -> str:
-    """A cell as it is written: numbers in the formats of tables.yaml, with their error if any; empty if missing."""
+    """A cell as text: numbers in the formats of tables.yaml, with their error if any; empty if missing."""
     if pd.isna(value):
         return ""
     form = next((form for start, form in CONTENT["formats"].items() if column.startswith(start)), ".6g")
@@ -89,7 +89,7 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """A table as it is read: texts only, each measured number beside the paper's."""
+    """A table as readers see it: text only, each measured number beside the paper's."""
     shown = {}
     for column in (column for column in NAMES if column in table):
         several = column not in ("dataset", "guidance_scale") or table[column].nunique() > 1

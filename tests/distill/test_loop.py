@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 from splam.config import ParamsError
 from splam.distill.checkpoints import CheckpointError
@@ -132,33 +131,6 @@ def test_learning_rate_warms_up_and_falls():
 def started(teacher, **training) -> Distillation:
     run = {"training": training}
     return Distillation(small_run(**run), teacher, online(teacher, **run))
-
-
-def gradient(job: Distillation) -> torch.Tensor:
-    job.gradients(0)
-    return torch.cat([parameter.grad.flatten() for parameter in job.student.parameters()])
-
-
-@pytest.fixture
-def forget():
-    """Have accelerate read its settings again, as a new process does: it keeps them in singletons."""
-
-    def reset() -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-    yield reset
-    reset()
-
-
-def test_variables_of_accelerate_change_nothing(teacher, forget, monkeypatch):
-    plain = gradient(started(teacher))
-    forget()
-    settings = {"MIXED_PRECISION": "bf16", "GRADIENT_ACCUMULATION_STEPS": "4", "DYNAMO_BACKEND": "EAGER"}
-    for name, value in settings.items():
-        monkeypatch.setenv(f"ACCELERATE_{name}", value)
-    job = started(teacher)
-    assert torch.equal(gradient(job), plain) and job.wrapped is job.student
 
 
 def test_the_average_moves_after_the_optimizers_step_and_by_one_minus_mu(teacher):

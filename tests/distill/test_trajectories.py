@@ -11,17 +11,11 @@ from splam.data.latents import LatentShards
 from splam.data.streams import image_stream
 from splam.distill import trajectories
 from splam.distill.loop import open_distillation
-from splam.distill.trajectories import build_cache, encode_latents, half_precision_error, make_draws
+from splam.distill.trajectories import build_cache, encode_latents, make_draws
 from tests.data.conftest import laion_settings, surveyed
 from tests.distill.builders import RUN, profile
 
 LATENTS = "latents.train={images: 10, batch_size: 4, batches_per_file: 2}"
-
-
-def test_the_cache_holds_what_the_solver_gives(cache, teacher):
-    assert cache.chain.shape == (24, 6, 4, 8, 8) and cache.embeddings.dtype == torch.float16
-    # An untrained network moves z little: rounding is a larger share of it (3e-5) than a trained one's (below 1e-5).
-    assert half_precision_error(teacher, cache, profile().trajectories)["all_steps"] < 1e-4
 
 
 def test_draws_are_the_same_for_every_w_and_other_for_another_seed(cache, teacher, data):
@@ -38,6 +32,7 @@ def test_draws_are_the_same_for_every_w_and_other_for_another_seed(cache, teache
 
 
 def test_the_cache_keeps_captions_and_images_together(cache, teacher, data):
+    assert cache.chain.shape == (24, 6, 4, 8, 8) and cache.embeddings.dtype == torch.float16
     images, captions, t = make_draws(profile(), data, teacher.schedule.length)
     embedded = teacher.embed(captions)
     torch.testing.assert_close(cache.embeddings[cache.caption].float(), embedded, rtol=1e-2, atol=1e-3)

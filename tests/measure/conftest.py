@@ -8,7 +8,7 @@ import pytest
 from splam.config import Params, parse
 from splam.data.images import resize
 from splam.data.testsets import HeldOut
-from splam.measure import evaluate, measure
+from splam.measure import evaluate, fid
 from splam.measure.measure import make_references
 from splam.profile import compose
 
@@ -50,7 +50,7 @@ def held_out(independent: bool = True) -> HeldOut:
 @pytest.fixture
 def stand_ins(monkeypatch):
     """The networks that measure, replaced wherever they would be loaded."""
-    for module in (measure, evaluate):
+    for module in (fid, evaluate):
         monkeypatch.setattr(module, "load_features", lambda name, device="cpu": extract)
     monkeypatch.setattr(evaluate, "load_scorers", lambda evaluation, device="cpu": CLIPS)
 

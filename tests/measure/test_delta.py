@@ -5,7 +5,6 @@ import torch
 
 from splam.config import Delta
 from splam.measure.delta import delta
-from splam.method.schedule import ddim_grid
 
 
 @pytest.fixture
@@ -27,16 +26,6 @@ def test_delta_of_a_constant_is_zero_and_its_error_is_not(schedule, latents_and_
         assert row["x0_error_rms"] == pytest.approx(error)
 
 
-def test_delta_of_the_exact_oracle_is_zero(schedule, latents_and_noise):
-    latents, noise = latents_and_noise
-
-    def oracle(z, t):
-        return (z - schedule.sigma(t) * noise) / schedule.alpha(t)
-
-    for row in delta(oracle, latents, noise, schedule, settings()):
-        assert row["delta_rms"] == pytest.approx(0, abs=1e-9) and row["x0_error_rms"] == pytest.approx(0, abs=1e-9)
-
-
 @pytest.mark.parametrize("skip", [20, 100])
 def test_delta_of_the_identity_is_the_closed_form(schedule, latents_and_noise, skip):
     latents, noise = latents_and_noise
@@ -50,18 +39,6 @@ def test_delta_of_the_identity_is_the_closed_form(schedule, latents_and_noise, s
         assert row["delta_rms_se"] == pytest.approx(rms.std().item() / 5**0.5)
         assert row["delta_l2"] == pytest.approx(l2.mean().item())
         assert row["delta_l2_se"] == pytest.approx(l2.std().item() / 5**0.5)
-
-
-def test_delta_calls_the_network_once_a_time(schedule, latents_and_noise):
-    calls = []
-
-    def record(z, t):
-        assert t.dtype == torch.int64 and t.shape == z.shape[:1] and len(t.unique()) == 1
-        calls.append(int(t[0]))
-        return z
-
-    delta(record, *latents_and_noise, schedule, settings(40, 799))
-    assert calls == [t for t in ddim_grid().tolist() if t >= 759]
 
 
 @pytest.mark.parametrize(("skip", "first_time"), [(100, 79), (20, 1000)])

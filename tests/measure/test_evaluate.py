@@ -45,21 +45,21 @@ def test_a_runs_rows(run_folder, params, teacher):
     references = References.load(run_folder / "references/unseen.npz")
     assert rows[0]["references"] == references.quote["references"] != rows[0]["captions"]
     draw = student_draw(teacher, teacher.unet, params.runs["splam-w3-k20"])
-    expected = in_batches(draw, references.drawn(teacher), 1, params, 48)
+    expected = in_batches(draw, references.prompts, 1, params, 48)
     assert (seen[1] == expected).all()
     measured = Measure(references, extract, CLIPS)(expected)
     assert measured(5).items() <= rows[1].items()
     assert rows[4]["fid"] != rows[5]["fid"]
 
 
-def test_the_undistilled_network_is_drawn_once_and_compared_at_every_w(built, params, teacher):
+def test_the_undistilled_network_is_compared_at_every_w(built, params, teacher):
     references = References.load(built / "references/unseen.npz")
-    images = in_batches(baseline_draw(teacher, "consistency", 1.0), references.drawn(teacher), 2, params, 48)
+    images = in_batches(baseline_draw(teacher, "consistency", 1.0), references.prompts, 2, params, 48)
     (built / "teacher_samples").mkdir()
     np.save(built / "teacher_samples/w3.npy", images)  # as if the teacher drew the same
     shown = []
     rows = evaluate(params, "undistilled", built, lambda *key: shown.append(key[:2]))
-    assert shown == [("unseen", 1), ("unseen", 2), ("unseen", 4), ("unseen-curve", 2)]
+    assert shown == 2 * [("unseen", 1), ("unseen", 2), ("unseen", 4), ("unseen-curve", 2)]
     near = [r for r in rows if r["steps"] == 2 and r["guidance_scale"] == 3]
     assert drawn(near)[-1] == ("unseen-curve", 2, 3, 4, 0)
     assert all(r["rmse_teacher"] == 0 and r["fid_teacher"] == pytest.approx(0, abs=1e-6) for r in near)
@@ -74,7 +74,7 @@ def test_the_teachers_row_is_of_the_images_that_are_there(built, teacher):
     (built / "teacher_samples").mkdir()
     np.save(built / "teacher_samples/w8.npy", IMAGES[:9])
     rows = [row for row in evaluate(params, "teacher", built) if row["dataset"] == "unseen"]
-    captions = References.load(built / "references/unseen.npz").drawn(teacher)
+    captions = References.load(built / "references/unseen.npz").prompts
     expected = in_batches(baseline_draw(teacher, "ddim", 3.0), captions, 3, params, 48)
     assert [row["guidance_scale"] for row in rows] == [3, 8] and rows[0]["fid_teacher"] is None
     for row, images in zip(rows, (expected, IMAGES[:9]), strict=True):
@@ -98,7 +98,7 @@ def test_a_pipeline_is_measured_by_the_same_captions_and_seeds(built, teacher, t
 
 
 def test_a_set_of_its_own_is_not_cut_from_the_unseen_one(built, params, monkeypatch):
-    bench = Bench.load(params, built)
+    bench = Bench(params, built)
     assert bench.counts("unseen") == {"unseen": 9, "unseen-small": 5}
     monkeypatch.setattr("splam.measure.evaluate.dataset_names", lambda data: ("unseen", "unseen-small", "seen"))
     assert bench.counts("unseen") == {"unseen": 9}
@@ -133,7 +133,7 @@ def test_floors_leave_out_what_compares_images_with_themselves(stand_ins, teache
 def test_floors_are_rows_too(built, params, monkeypatch):
     monkeypatch.setattr("splam.measure.evaluate.dataset_names", lambda data: ("unseen",))
     monkeypatch.setattr("splam.measure.evaluate.held_out_set", lambda *_: held_out())
-    rows = list(floor_rows(Bench.load(params, built), built))
+    rows = list(floor_rows(Bench(params, built), built))
     assert all(set(row) == set(COLUMNS) and row["system"] == "floors" and row["protocol"] == "a-set" for row in rows)
     assert summary(rows)["unseen"].keys() == {
         "fid_real_images", "clip_score_real_images",

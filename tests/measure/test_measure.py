@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
 
 from splam.data.images import array_hash
-from splam.measure import measure
 from splam.measure.clip import clip_score
 from splam.measure.fid import FeatureStatistics, fid
 from splam.measure.measure import Measure, Paired, References, make_references, rmse
@@ -17,7 +15,7 @@ def references(stand_ins, teacher) -> References:
     return make_references(teacher, held_out(), CLIPS, "inception")
 
 
-def test_references_are_seen_in_batches_and_named_as_a_whole(references, teacher, tmp_path):
+def test_references_are_seen_in_batches_and_named_as_a_whole(references, tmp_path):
     references.save(tmp_path / "new/a.npz")
     loaded = References.load(tmp_path / "new/a.npz")
     assert (loaded.features == extract(IMAGES)).all() and loaded.size == 48
@@ -28,17 +26,9 @@ def test_references_are_seen_in_batches_and_named_as_a_whole(references, teacher
         "references": array_hash(IMAGES),
         "captions": array_hash(np.array(held_out().prompts)),
     }
-    assert loaded.drawn(teacher).texts == held_out().prompts and (loaded.radii == references.radii).all()
-    assert torch.equal(loaded.drawn(teacher)[2:4].embeddings, teacher.embed(held_out().prompts[2:4]))
+    assert loaded.prompts == held_out().prompts and (loaded.radii == references.radii).all()
     with pytest.raises(FileNotFoundError, match="run the references stage"):
         References.load(tmp_path / "b.npz")
-
-
-def test_large_embeddings_are_made_when_asked_for(stand_ins, teacher, monkeypatch):
-    monkeypatch.setattr(measure, "STORED_EMBEDDINGS", 1000)
-    made = make_references(teacher, held_out(), CLIPS, "inception")
-    assert made.embeddings.nbytes == 0
-    assert torch.equal(made.drawn(teacher)[2:4].embeddings, teacher.embed(made.prompts[2:4]))
 
 
 def test_a_row_is_about_the_first_images(references):
@@ -73,9 +63,5 @@ def test_rmse_is_the_mean_over_images_of_their_own():
     black, white = np.zeros((4, 8, 8, 3), np.uint8), np.full((4, 8, 8, 3), 255, np.uint8)
     assert rmse(black, white) == pytest.approx(1) == pytest.approx(rmse(white, black))
     half = black.copy()
-    half[:, :4] = 255
-    assert rmse(black, half) == pytest.approx(0.5**0.5)
-    half[:2] = 0
+    half[2:, :4] = 255
     assert rmse(black, half) == pytest.approx(0.5**0.5 / 2)
-    with pytest.raises(ValueError):
-        rmse(black, white[:3])

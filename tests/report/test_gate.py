@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from splam.config import Gate
-from splam.report.gate import check_gate
 from splam.report.metrics import Metrics
+from splam.report.page import check_gate
 
 GATE = Gate(fid=8.0, tolerance=0.5, guidance_scale=3, images=1000, sets=["coco30k", "coco30k-seeded-draw"])
 

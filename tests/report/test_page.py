@@ -9,12 +9,10 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from splam.report.__main__ import main
 from splam.report.claims import CLAIMS
 from splam.report.figures import FIGURES
-from splam.report.html import notebooks_to_html
 from splam.report.metrics import where
-from splam.report.page import build, glance, summary, write_files, write_page
+from splam.report.page import build, glance, notebooks_to_html, summary, write_files, write_page
 from tests.report.synthetic import write_samples
 
 PLOTTED = ["figure2a", "figure2b", "figure2c", "figure3b"]
@@ -119,7 +117,7 @@ def test_notebook_pages_open_offline_with_their_formulas(tmp_path):
     text = "# A\n\n$z_{\\gamma,t} = \\gamma z_t$ but `$HOME`, see [paper](https://arxiv.org)\n\n$$\\alpha_t < 1$$\n"
     for name in ("b", "a"):
         executed_notebook(tmp_path / "executed" / f"{name}.ipynb", text)
-    main(["html", "--executed", str(tmp_path / "executed"), "--out", str(tmp_path / "html")])
+    notebooks_to_html(tmp_path / "executed", tmp_path / "html")
     found = Links(tmp_path / "html/a.html")
     assert "script" not in found.tags and found.loads == {None}
     assert "https://arxiv.org" in found.links

@@ -37,9 +37,7 @@ def test_a_cell_is_the_mean_over_seeds_with_its_standard_error(metrics, built):
     ("table", "method", "dataset", "steps", "column", "value"),
     [
         ("table1", "SPLAM (raw input)", "unseen", 4, "paper_fid", 13.81),
-        ("table1", "SPLAM (scaled input)", "seen", 4, "paper_fid", 10.09),
         ("table1", "DPM-Solver", "seen", 1, "paper_clip_score", 6.35),
-        ("table2a", "Teacher", "unseen", 50, "paper_fid", 8.03),
         ("table2b", "SPLAM (scaled input)", "unseen-small", 2, "paper_fid", 23.07),
         ("table2c", "DPM-Solver++", "unseen", 4, "paper_latency_s", 0.26),
     ],
