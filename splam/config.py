@@ -1,10 +1,10 @@
 """Every parameter, typed and strict: an unknown key, a wrong type or parts that do not fit are errors that name them.
 
-The stages read params.yaml alone, so an experiment may change it (`dvc exp run -S training.iterations=20`);
-splam.profile composes it.
+The stages read params.yaml alone, which splam.profile composes and `dvc exp run -S a.b=c` changes.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = ROOT / "params.yaml"
@@ -26,17 +26,18 @@ class ParamsError(ValueError):
     """Parameters that are not valid; the message has a line for each, with its key and its value."""
 
 
-class Strict(BaseModel):
+class Strict(BaseModel, extra="forbid", frozen=True):
     """A section of params.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="before")
     @classmethod
     def _known(cls, content: Any) -> Any:
-        unknown = [key for key in content if key not in cls.model_fields] if isinstance(content, dict) else []
-        if unknown:
-            raise ValueError("; ".join(f"unknown key {key!r}{suggestion(key, cls.model_fields)}" for key in unknown))
+        items = content.items() if isinstance(content, dict) else []
+        errors = [f"unknown key {k!r}{suggestion(k, cls.model_fields)}" for k, _ in items if k not in cls.model_fields]
+        unread = [key for key, value in items if re.search(r"^(\[.*')?(~/|file:)", str(value))]  # a string, or some
+        errors += [f"{key}: neither ~ nor file: is read, here or by DVC: write the path out" for key in unread]
+        if errors:
+            raise ValueError("; ".join(errors))
         return content
 
 
@@ -151,13 +152,6 @@ class Run(Strict):
     variant: str = ""  # a recipe's name in tables and claims, where splam has one beyond the paper's
     ablation: bool = False  # made for `ablations` alone: claims, tables and figures leave it out
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        training = self.training
-        if self.method != "splam" and (self.variant or training.gamma_law != (1, 1) or training.gamma_one_probability):
-            raise ValueError(f"variant, gamma_law and gamma_one_probability are splam's; {self.method}'s gamma is 1")
-        return self
-
 
 class Study(Strict):
     """Runs that are compared with a reference from which each differs, in one factor as a rule."""
@@ -252,7 +246,7 @@ class Params(Strict):
     profile: Name
     description: str = ""
     expected_minutes: PositiveFloat | None = None  # of `make repro` from nothing, on two cores
-    seed: int
+    seed: int = Field(ge=0, lt=2**32)
     inputs: str  # a local file or folder whose change makes the data and the teacher stages look again
     teacher: TeacherSettings
     data: ShapesData | LaionData = Field(discriminator="kind")
@@ -274,10 +268,11 @@ class Params(Strict):
         """Every run with its name, the profile's seed, and its training as a whole."""
         if not (isinstance(content, dict) and isinstance(content.get("runs"), dict)):
             return content
-        runs = {}
-        for name, run in content["runs"].items():
-            training = {**(content.get("training") or {}), **((run or {}).get("training") or {})}
-            runs[name] = {**(run or {}), "name": name, "seed": content.get("seed"), "training": training}
+        runs, training = dict(content["runs"]), content.get("training")
+        for name, run in runs.items():
+            own = run.get("training") or {} if isinstance(run, dict) else None
+            if isinstance(training, dict) and isinstance(own, dict):  # what else there is, is an error of its own
+                runs[name] = {**run, "name": name, "seed": content.get("seed"), "training": training | own}
         return {**content, "runs": runs}
 
     @model_validator(mode="after")
@@ -294,6 +289,9 @@ def _disagreements(params: Params) -> Iterator[str]:
         yield "training.source = latents, but there is no latents.train: set its images and batch_size"
     for name, run in params.runs.items():
         key, steps = f"runs.{name}", run.skip / cache.solver_skip if run.multiple_estimation else 1
+        own = run.training.gamma_law != (1, 1) or run.training.gamma_one_probability
+        if run.method != "splam" and (run.variant or own):
+            yield f"{key}: variant, gamma_law and gamma_one_probability are splam's; {run.method}'s gamma is 1"
         if (run.training.source, run.training.latents) != (source, params.training.latents):
             yield f"{key}.training: source and latents are set for the whole profile, not for one run"
         if steps != int(steps):
@@ -304,9 +302,8 @@ def _disagreements(params: Params) -> Iterator[str]:
             yield f"{key}.guidance_scale = {run.guidance_scale:g} is not one of trajectories.guidance_scales"
     if params.data.kind == "shapes" and params.evaluation.small_images > params.evaluation.images:
         yield "evaluation.small_images are the first of evaluation.images: there are fewer"
-    pictures, latency = params.pictures, params.latency
-    named = {"delta.runs": params.delta.runs, "evaluation.more": [*params.evaluation.more]}
-    named["latency"] = [latency.run, latency.lora]
+    pictures, latency, more = params.pictures, params.latency, params.evaluation.more
+    named = {"delta.runs": params.delta.runs, "evaluation.more": more, "latency": [latency.run, latency.lora]}
     named["pictures"] = [*pictures.guidance_runs, pictures.lcm, pictures.splam, *pictures.gallery]
     named |= {f"ablations.{key}": [study.reference, *study.runs] for key, study in params.ablations.items()}
     for known, keys in ((params.runs, named), (params.baselines, {"pictures": pictures.gallery_baselines})):
@@ -344,9 +341,12 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     if not path.is_file():
         raise ParamsError(f"there is no {path}: {remedy}")
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        content = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8-sig")))
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ParamsError(f"{path}, line {line}: not UTF-8: save the file as UTF-8") from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ParamsError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise ParamsError(f"{path}: not a mapping of keys to values")
-    return content
+    if isinstance(content, dict):
+        return content
+    raise ParamsError(f"{path}: not a mapping of keys to values")
