@@ -1,13 +1,10 @@
-"""Every parameter, typed and strict: an unknown key, a wrong type or parts that do not fit are errors that name them.
-
-The stages read params.yaml alone, which splam.profile composes and `dvc exp run -S a.b=c` changes.
-"""
+"""Every parameter, typed and strict: unknown keys, wrong types and parts that do not fit are errors that name them."""
 
 import difflib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
@@ -46,6 +43,7 @@ class TeacherSettings(Strict):
 
     source: Text  # "tiny" (the shipped models), a hub id, or a local folder with model_index.json
     dtype: Literal["float32", "bfloat16"] = "float32"  # what the UNet's calls are autocast to
+    unet_sha256: Text | None = None  # of its unet's .safetensors as first published: make plan compares
     licence: str | None = None  # of its weights, for the cards of the students made from it
 
 
@@ -122,6 +120,7 @@ class Training(Strict):
     processes: PositiveInt = 1  # ranks of torchrun on this machine; 1 trains in the notebook
     gradient_checkpointing: bool = False
     compile: bool = False
+    deterministic: bool = False  # on a GPU too, at a price in memory and speed; on a CPU every training is
     source: Literal["trajectories", "latents", "data"] = "trajectories"  # of sub-paths: a folder of build/
     latents: Literal["mean", "sample"] = "sample"  # of E(x); LCM's scripts take a sample
     checkpoint_seconds: PositiveFloat
@@ -133,7 +132,7 @@ class Training(Strict):
     gamma_law: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)  # Beta(a, b); (1, 1), uniform, is the paper's
     lora_rank: PositiveInt = 16
     lora_learning_rate: PositiveFloat = 1e-3
-    lcm_star_scales: tuple[float, float] = (2.0, 14.0)
+    lcm_star_scales: tuple[float, float] = (3.0, 15.0)  # w; LCM's [2, 14] is w - 1
     snapshots: list[PositiveInt] = []  # iterations whose target network is kept, for Fig. 2b
 
 
@@ -142,7 +141,8 @@ class Run(Strict):
 
     name: Name
     seed: int
-    method: Literal["lcm", "lcm_star", "lcm_lora", "splam"]
+    method: Literal["lcm", "lcm_star", "splam"]
+    adapter: Literal["lora"] | None = None  # what is trained of the network; else all of it
     guidance_scale: PositiveFloat  # w; the one that lcm_star is sampled with
     skip: PositiveInt  # k
     multiple_estimation: bool
@@ -275,12 +275,6 @@ class Params(Strict):
                 runs[name] = {**run, "name": name, "seed": content.get("seed"), "training": training | own}
         return {**content, "runs": runs}
 
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if errors := list(_disagreements(self)):
-            raise ValueError("\n".join(errors))
-        return self
-
 
 def _disagreements(params: Params) -> Iterator[str]:
     """Runs that do not fit the sources of their sub-paths, and names of runs and baselines that do not exist."""
@@ -320,7 +314,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 def parse(content: Any, source: str) -> Params:
     """The parameters that a mapping holds. Raises ParamsError; source: what to call it there."""
     try:
-        return Params.model_validate(content)
+        params = Params.model_validate(content)
     except ValidationError as error:
         lines = [f"{source}:"]
         for detail in error.errors():
@@ -328,6 +322,9 @@ def parse(content: Any, source: str) -> Params:
             text = f" = {detail['input']!r}: {detail['msg']}" if own is None else f": {own}" if key else str(own)
             lines.append(key + text)
         raise ParamsError("\n".join(lines)) from None
+    if errors := list(_disagreements(params)):
+        raise ParamsError("\n".join([f"{source}:", *errors]))
+    return params
 
 
 def load_params(path: str | Path = PARAMS, seed: int | None = None) -> Params:
