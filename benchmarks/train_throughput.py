@@ -108,8 +108,7 @@ def random_teacher(device: str, tiny: bool) -> Teacher:
 
 
 def cell_run(cell: Cell, batch_size: int) -> Run:
-    """SPLAM or LCM-LoRA in bf16 autocast, with the authors' hyperparameters."""
-    method = "lcm_lora" if cell.trained == "LoRA" else "splam"
+    """SPLAM or SPLAM-LoRA in bf16 autocast, with the authors' hyperparameters."""
     training = {
         "iterations": 1,
         "batch_size": batch_size,
@@ -126,7 +125,8 @@ def cell_run(cell: Cell, batch_size: int) -> Run:
         "lora_rank": 64,
         "checkpoint_seconds": 1e9,
     }
-    facts = {"name": "benchmark", "seed": 0, "method": method, "guidance_scale": 8, "skip": cell.skip}
+    facts = {"name": "benchmark", "seed": 0, "method": "splam", "guidance_scale": 8, "skip": cell.skip}
+    facts["adapter"] = "lora" if cell.trained == "LoRA" else None
     return Run(**facts, multiple_estimation=cell.skip > 20, training=training)
 
 

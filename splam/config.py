@@ -1,12 +1,9 @@
-"""Every parameter, typed and strict: an unknown key, a wrong type or parts that do not fit are errors that name them.
-
-The stages read params.yaml alone, which splam.profile composes and `dvc exp run -S a.b=c` changes.
-"""
+"""Every parameter, typed and strict: unknown keys, wrong types and parts that do not fit are errors that name them."""
 
 import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
@@ -31,8 +28,11 @@ class Strict(BaseModel, extra="forbid", frozen=True):
     @model_validator(mode="before")
     @classmethod
     def _known(cls, content: Any) -> Any:
-        if isinstance(content, dict) and (unknown := [key for key in content if key not in cls.model_fields]):
-            raise ValueError("; ".join(f"unknown key {key!r}{suggestion(key, cls.model_fields)}" for key in unknown))
+        for key, value in content.items() if isinstance(content, dict) else ():
+            if key not in cls.model_fields:
+                raise ValueError(f"unknown key {key!r}{suggestion(key, cls.model_fields)}")
+            if isinstance(value, str | list) and ("'~/" in repr(value) or "'file:" in repr(value)):
+                raise ValueError(f"{key}: neither ~ nor file: is read, here or by DVC: write the path out")
         return content
 
 
@@ -41,6 +41,7 @@ class TeacherSettings(Strict):
 
     source: Text  # "tiny" (the shipped models), a hub id, or a local folder with model_index.json
     dtype: Literal["float32", "bfloat16"] = "float32"  # what the UNet's calls are autocast to
+    unet_sha256: Text | None = None  # of its unet's .safetensors as first published: make plan compares
     licence: str | None = None  # of its weights, for the cards of the students made from it
 
 
@@ -118,6 +119,7 @@ class Training(Strict):
     processes: PositiveInt = 1  # ranks of torchrun on this machine; 1 trains in the notebook
     gradient_checkpointing: bool = False
     compile: bool = False
+    deterministic: bool = False  # on a GPU too, at a price in memory and speed; on a CPU every training is
     source: Literal["trajectories", "latents", "data"] = "trajectories"  # of sub-paths: a folder of build/
     latents: Literal["mean", "sample"] = "sample"  # of E(x); LCM's scripts take a sample
     checkpoint_seconds: PositiveFloat
@@ -129,7 +131,7 @@ class Training(Strict):
     gamma_law: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)  # Beta(a, b); (1, 1), uniform, is the paper's
     lora_rank: PositiveInt = 16
     lora_learning_rate: PositiveFloat = 1e-3
-    lcm_star_scales: tuple[float, float] = (2.0, 14.0)
+    lcm_star_scales: tuple[float, float] = (3.0, 15.0)  # w; LCM's [2, 14] is w - 1
     snapshots: list[PositiveInt] = []  # iterations whose target network is kept, for Fig. 2b
 
 
@@ -138,7 +140,8 @@ class Run(Strict):
 
     name: Name
     seed: int
-    method: Literal["lcm", "lcm_star", "lcm_lora", "splam"]
+    method: Literal["lcm", "lcm_star", "splam"]
+    adapter: Literal["lora"] | None = None  # what is trained of the network; else all of it
     guidance_scale: PositiveFloat  # w; the one that lcm_star is sampled with
     skip: PositiveInt  # k
     multiple_estimation: bool
@@ -147,13 +150,6 @@ class Run(Strict):
     training: Training
     variant: str = ""  # a recipe's name in tables and claims, where splam has one beyond the paper's
     ablation: bool = False  # made for `ablations` alone: claims, tables and figures leave it out
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        training = self.training
-        if self.method != "splam" and (self.variant or training.gamma_law != (1, 1) or training.gamma_one_probability):
-            raise ValueError(f"variant, gamma_law and gamma_one_probability are splam's; {self.method}'s gamma is 1")
-        return self
 
 
 class Study(Strict):
@@ -249,7 +245,7 @@ class Params(Strict):
     profile: Name
     description: str = ""
     expected_minutes: PositiveFloat | None = None  # of `make repro` from nothing, on two cores
-    seed: int
+    seed: int = Field(ge=0, lt=2**32)
     inputs: str  # a local file or folder whose change makes the data and the teacher stages look again
     teacher: TeacherSettings
     data: ShapesData | PictureData = Field(discriminator="kind")
@@ -271,17 +267,12 @@ class Params(Strict):
         """Every run with its name, the profile's seed, and its training as a whole."""
         if not (isinstance(content, dict) and isinstance(content.get("runs"), dict)):
             return content
-        runs = {}
-        for name, run in content["runs"].items():
-            training = {**(content.get("training") or {}), **((run or {}).get("training") or {})}
-            runs[name] = {**(run or {}), "name": name, "seed": content.get("seed"), "training": training}
+        runs, training = dict(content["runs"]), content.get("training")
+        for name, run in runs.items():
+            own = run.get("training") or {} if isinstance(run, dict) else None
+            if isinstance(training, dict) and isinstance(own, dict):  # what else there is, is an error of its own
+                runs[name] = {**run, "name": name, "seed": content.get("seed"), "training": training | own}
         return {**content, "runs": runs}
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if errors := list(_disagreements(self)):
-            raise ValueError("\n".join(errors))
-        return self
 
 
 def _disagreements(params: Params) -> Iterator[str]:
@@ -291,6 +282,9 @@ def _disagreements(params: Params) -> Iterator[str]:
         yield "training.source = latents, but there is no latents.train: set its images and batch_size"
     for name, run in params.runs.items():
         key, steps = f"runs.{name}", run.skip / cache.solver_skip if run.multiple_estimation else 1
+        own = run.training.gamma_law != (1, 1) or run.training.gamma_one_probability
+        if run.method != "splam" and (run.variant or own):
+            yield f"{key}: variant, gamma_law and gamma_one_probability are splam's; {run.method}'s gamma is 1"
         if (run.training.source, run.training.latents) != (source, params.training.latents):
             yield f"{key}.training: source and latents are set for the whole profile, not for one run"
         if steps != int(steps):
@@ -303,8 +297,8 @@ def _disagreements(params: Params) -> Iterator[str]:
         yield f"data: kind {data.kind} needs {'shards' if data.kind == 'laion' else 'folder'}, and not the other"
     if (data.kind == "shapes" or not data.coco) and params.evaluation.small_images > params.evaluation.images:
         yield "evaluation.small_images are the first of evaluation.images: there are fewer"
-    pictures, latency, more = params.pictures, params.latency, list(params.evaluation.more)
-    named = {"delta.runs": params.delta.runs, "latency": [latency.run, latency.lora], "evaluation.more": more}
+    pictures, latency, more = params.pictures, params.latency, params.evaluation.more
+    named = {"delta.runs": params.delta.runs, "evaluation.more": more, "latency": [latency.run, latency.lora]}
     named["pictures"] = [*pictures.guidance_runs, pictures.lcm, pictures.splam, *pictures.gallery]
     named |= {f"ablations.{key}": [study.reference, *study.runs] for key, study in params.ablations.items()}
     for known, keys in ((params.runs, named), (params.baselines, {"pictures": pictures.gallery_baselines})):
@@ -321,7 +315,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 def parse(content: Any, source: str) -> Params:
     """The parameters that a mapping holds. Raises ParamsError; source: what to call it there."""
     try:
-        return Params.model_validate(content)
+        params = Params.model_validate(content)
     except ValidationError as error:
         lines = [f"{source}:"]
         for detail in error.errors():
@@ -329,6 +323,9 @@ def parse(content: Any, source: str) -> Params:
             text = f" = {detail['input']!r}: {detail['msg']}" if own is None else f": {own}" if key else str(own)
             lines.append(key + text)
         raise ParamsError("\n".join(lines)) from None
+    if errors := list(_disagreements(params)):
+        raise ParamsError("\n".join([f"{source}:", *errors]))
+    return params
 
 
 def load_params(path: str | Path = PARAMS, seed: int | None = None) -> Params:
@@ -342,9 +339,12 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     if not path.is_file():
         raise ParamsError(f"there is no {path}: {remedy}")
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        content = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8-sig")))
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ParamsError(f"{path}, line {line}: not UTF-8: save the file as UTF-8") from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ParamsError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise ParamsError(f"{path}: not a mapping of keys to values")
-    return content
+    if isinstance(content, dict):
+        return content
+    raise ParamsError(f"{path}: not a mapping of keys to values")

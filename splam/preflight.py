@@ -8,6 +8,7 @@ the network is not used: of a hub, only the local cache is looked at.
 """
 
 import argparse
+import hashlib
 import itertools
 import os
 import shutil
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from splam.config import ROOT, CocoData, Params, ParamsError, PictureData, Pipeline, parse
 from splam.data.images import DataError
-from splam.distill.loop import KEEP
+from splam.distill.checkpoints import KEEP
 from splam.profile import compose
 
 OK, NOTE, PROBLEM = "✓", "·", "✗"
@@ -70,12 +71,24 @@ def teacher(params: Params) -> tuple[list[Line], object | None]:
 
     fetch = f"git checkout {TINY_MODELS}" if source == "tiny" else download(source)
     lines = [check(f"the teacher, {source}", f"{fetch}, or name another one in teacher.source", load)]
+    if opened and (original := params.teacher.unet_sha256):
+        fetch = f"{download(source)}, or correct teacher.unet_sha256"
+        lines.append(check("its UNet", fetch, lambda: same_file(opened[0].folder, original)))
     if not opened or params.data.kind == "shapes":
         return lines, *(opened or [None])
     size, own = params.data.resolution, opened[0].image_size
     if size != own:
         lines.append((PROBLEM, f"data.resolution is {size}, the teacher's own size {own}: set it to {own}"))
     return lines, opened[0]
+
+
+def same_file(folder: Path, original: str) -> str:
+    """Raise ValueError if a UNet's file has another hash than the one that its model was first published with."""
+    with (folder / "unet/diffusion_pytorch_model.safetensors").open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != original:
+        raise ValueError(f"sha256 {found}, the original's is {original}")
+    return "the original, by its hash"
 
 
 def shards(data: PictureData) -> Iterator[Line]:

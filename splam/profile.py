@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from splam.config import PARAMS, ROOT, ParamsError, parse, read_yaml
 
@@ -32,8 +33,11 @@ def compose(name: str, overrides: Sequence[str] = (), conf: Path = CONF) -> dict
         parent = layers[0].pop("extends", None)
     if wrong := [text for text in overrides if "=" not in text]:
         raise ParamsError(f"override {wrong[0]!r} is not key=value")
-    merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(list(overrides)))
-    content = {"profile": name} | _without_nulls(OmegaConf.to_container(merged))
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(*layers, OmegaConf.from_dotlist(list(overrides))))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ParamsError(f"profile {name}, overrides {' '.join(overrides)}: {error}") from None
+    content = {"profile": name} | _without_nulls(merged)
     parse(content, f"profile {name}")
     return content
 

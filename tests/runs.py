@@ -28,8 +28,13 @@ TRAINING = {
 def small_run(
     method: str = "splam", skip: int = 40, seed: int = 5, training: dict[str, Any] | None = None, **run
 ) -> Run:
-    """A run with multiple estimation of k = 40, a global batch of 4, and whatever else is asked for."""
+    """A run with multiple estimation of k = 40, a global batch of 4, and whatever else is asked for.
+
+    method: "splam lora" has an adapter.
+    """
+    method, _, adapter = method.partition(" ")
     facts = {"name": "run", "seed": seed, "method": method, "guidance_scale": 3, "skip": skip}
+    facts["adapter"] = adapter or None
     facts |= {"multiple_estimation": True, "input_scaling": "unit_variance", "training": TRAINING | (training or {})}
     return Run(**{**facts, **run})
 

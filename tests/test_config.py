@@ -98,6 +98,15 @@ def test_a_profile_is_written_and_read_again(tmp_path, monkeypatch, capsys):
         ("pipelines.a/b={method: a, source: b, steps: [1], guidance_scale: 1}", "pipelines.a/b.*pattern"),
         ("teacher.dtype=float16", "teacher.dtype = 'float16': .*'float32' or 'bfloat16'"),
         ("seed", "override 'seed' is not key=value"),
+        ("training={", "overrides training={: while parsing a flow node"),
+        ("description=${", "overrides description=.*: no viable alternative at input"),
+        ("training=3", "training = 3: Input should be a valid dictionary"),
+        ("runs.lcm-w3-k20=3", "runs.lcm-w3-k20 = 3: Input should be a valid dictionary"),
+        ("seed=-1", "seed = -1: .*greater than or equal to 0"),
+        ("seed=18446744073709551616", "seed = 18446744073709551616: .*less than 4294967296"),
+        ("inputs=~/data", "inputs: neither ~ nor file: is read.*: write the path out"),
+        ("teacher.source=file:///models/sd", "teacher: source: neither ~ nor file: is read"),
+        ("pictures.prompts=[a, ~/b]", "pictures: prompts: neither"),
     ],
 )
 def test_every_mistake_is_named(override, message):
@@ -129,9 +138,12 @@ def test_profiles_that_cannot_be_composed(conf):
     for content, message in {
         "extends: smoke": "extend each other: smoke -> tiny -> smoke",
         "- a": "tiny.yaml: not a mapping",
-        "a: 1\na: 2": "tiny.yaml cannot be read: (.|\n)*duplicate key a",
+        "a: 1\na: 2": "tiny.yaml cannot be read: (.|\n)*duplicate key a\n.*line 2",
+        "a: {b: 1\nc: 2": "tiny.yaml cannot be read: (.|\n)*line 2",
+        "a:\n\tb: 1": "tiny.yaml cannot be read: (.|\n)*cannot start any token\n.*line 2",
+        "seed: 1\ndescription: caf\xe9": "tiny.yaml, line 2: not UTF-8: save the file as UTF-8",
     }.items():
-        (conf / "tiny.yaml").write_text(content)
+        (conf / "tiny.yaml").write_bytes(content.encode("latin-1"))
         with pytest.raises(ParamsError, match=message):
             compose("smoke", conf=conf)
 
@@ -170,7 +182,7 @@ def test_tables_and_figures_have_their_runs():
     assert runs_of(params, "splam", 3, 100, False) and runs_of(params, "lcm", 3, 100, False)
     assert all(runs_of(params, "splam", w, 100, True) for w in (3, 5, 8, 12))
     params = profile("sd21-w8")  # Table 1 measures both sets
-    assert params.evaluation.more == {n: ["seen"] for n, run in params.runs.items() if run.method != "lcm_lora"}
+    assert params.evaluation.more == {n: ["seen"] for n, run in params.runs.items() if not run.adapter}
 
 
 @pytest.mark.parametrize("name", ("sd", *SD))

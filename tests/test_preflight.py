@@ -1,5 +1,6 @@
 """The preflight: every kind of problem is listed with its remedy, all at once, and nothing else is called one."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -73,6 +74,13 @@ def test_an_unsupported_teacher_is_named(sd, values, error):
     scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | values))
     (text,) = problems(teacher(sd))
     assert error in text and "or name another one in teacher.source" in text
+
+
+def test_a_mirrors_unet_is_compared_with_the_original(sd):
+    known = hashlib.sha256((sd / "unet/diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
+    assert (OK, "its UNet: the original, by its hash") in teacher(sd, f"teacher.unet_sha256={known}")
+    (text,) = problems(teacher(sd, "teacher.unet_sha256=abc"))
+    assert f"its UNet: sha256 {known}, the original's is abc: python -c" in text
 
 
 LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 3438375973\n"

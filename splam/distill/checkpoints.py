@@ -2,7 +2,11 @@
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import os
+import shutil
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -10,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+KEEP = 2  # checkpoints: the last, and one before it should the last be broken
 
 
 class CheckpointError(RuntimeError):
@@ -59,13 +65,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
 
 
-def check_parameters(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if a checkpoint's parameters are not those of the training, naming each that differs."""
-    differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
-    if differing:
-        changes = "; ".join(f"{key} was {found.get(key)}, is {wanted.get(key)}" for key in differing)
-        remedy = "set them back to go on from there, or delete that folder to train from the start"
-        raise CheckpointError(f"{folder} holds a training with other parameters ({changes}): {remedy}")
+def own_folder(folder: Path, parameters: Mapping[str, Any]) -> Path:
+    """Where in a run's folder a training with these parameters has its checkpoints: other parameters, another place."""
+    return folder / hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def name_others(folder: Path, parameters: Mapping[str, Any]) -> None:
+    """Say in a line each what a run's folder keeps of trainings with other parameters; without checkpoints, they go."""
+    own = own_folder(folder, parameters)
+    own.mkdir(parents=True, exist_ok=True)
+    (own / "parameters.json").write_text(json.dumps(parameters))
+    for other in sorted(path for path in folder.glob("*/") if path != own):
+        if not any(other.glob("checkpoint-*.pt")):
+            shutil.rmtree(other)
+            continue
+        found = json.loads((other / "parameters.json").read_text())
+        differing = [key for key in {**parameters, **found} if found.get(key) != parameters.get(key)]
+        changes = "; ".join(f"{key} was {found.get(key)}, is {parameters.get(key)}" for key in differing)
+        print(f"{other}: set aside ({changes}); it goes on when they are set back, or delete it", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -21,10 +21,18 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from splam.config import Params, ParamsError, Run, suggestion
+from splam.config import Params, ParamsError, Run, Training, suggestion
 from splam.data.latents import LatentShards
 from splam.data.streams import LatentStream, image_stream, iteration_generator
-from splam.distill.checkpoints import check_parameters, last_checkpoint, locked, read_checkpoint, save_checkpoint
+from splam.distill.checkpoints import (
+    KEEP,
+    last_checkpoint,
+    locked,
+    name_others,
+    own_folder,
+    read_checkpoint,
+    save_checkpoint,
+)
 from splam.distill.online import OnlinePaths
 from splam.distill.paths import CachedPaths, TrajectoryCache, digest
 from splam.method.loss import Objective, distillation_loss, update_target
@@ -36,7 +44,6 @@ from splam.networks.teacher import Teacher, default_device, load_teacher
 Source = CachedPaths | OnlinePaths
 # May change while a run trains: how the global batch is divided matters only by rounding.
 FREE = {"batch_size", "gradient_accumulation_steps", "processes", "checkpoint_seconds"}
-KEEP = 2  # checkpoints: the last, and the one before in case it is broken
 PICTURES, PICTURE_STEPS = 4, 4  # drawn during training, and the sampling steps of each
 
 
@@ -51,6 +58,7 @@ class Distillation:
         once = GradientAccumulationPlugin(num_steps=1)  # ACCELERATE_GRADIENT_ACCUMULATION_STEPS overrides the argument
         plain = {"mixed_precision": "no", "dynamo_backend": "no", "gradient_accumulation_plugin": once}
         self.accelerator = Accelerator(cpu=device == "cpu", **plain)
+        set_determinism(training, device)
         torch.manual_seed(run.seed)  # a LoRA adapter's first values
         self.student = make_student(teacher.unet, run)
         self.target = copy.deepcopy(self.student).eval().requires_grad_(False)
@@ -109,8 +117,7 @@ class Distillation:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        facts = {"losses": self.losses, "parameters": self.parameters}
-        return {"weights": self.trained, "optimizer": self.optimizer.state_dict(), **facts}
+        return {"weights": self.trained, "optimizer": self.optimizer.state_dict(), "losses": self.losses}
 
     @torch.no_grad()
     def load(self, state: dict[str, Any]) -> None:
@@ -141,16 +148,24 @@ class Distillation:
         """Write pipeline/ (theta-, Eq. 19), SPLAM's gamma weights, a LoRA's lora/, and losses.csv."""
         export_pipeline(published_unet(self.target, self.run), self.teacher.folder, out / "pipeline", self.card)
         save_gamma(self.target, self.run, out)
-        if self.run.method == "lcm_lora":
+        if self.run.adapter and self.run.method != "lcm_star":
             save_lora(self.target, out / "lora")
         rows = [f"{i + 1},{loss:.8g}" for i, loss in enumerate(self.losses)]
         (out / "losses.csv").write_text("\n".join(["iteration,loss", *rows]) + "\n")
 
 
+def set_determinism(training: Training, device: str) -> None:
+    """Have torch choose algorithms that give the same bits again: always on a CPU, on a GPU if it is asked for."""
+    wanted = device == "cpu" or training.deterministic
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS goes its own way
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+
+
 def learning_rate(iteration: int, run: Run) -> float:
     """Linear warm-up, then constant or falling linearly to 0."""
     training = run.training
-    peak = training.lora_learning_rate if run.method == "lcm_lora" else training.learning_rate
+    peak = training.lora_learning_rate if run.adapter else training.learning_rate
     warm = min(1.0, (iteration + 1) / max(1, training.lr_warmup_steps))
     return peak * warm * (1 - iteration / training.iterations if training.lr_schedule == "linear" else 1.0)
 
@@ -158,12 +173,16 @@ def learning_rate(iteration: int, run: Run) -> float:
 def train(job: Distillation, scratch: Path, out: Path) -> Iterator[float]:
     """Train to the end and write `out`; yields the loss of every iteration.
 
-    Checkpoints go to `scratch`, which all processes must see; a run that is started again resumes from the last one.
-    Raises FloatingPointError if the loss is no longer finite, CheckpointError if the checkpoints are not of this run.
+    Checkpoints go to `scratch`, which all processes must see; a run that is started again resumes from the last one
+    with its own parameters. Raises FloatingPointError if the loss is no longer finite, CheckpointError if no checkpoint
+    can be read.
     """
-    training, main, kept = job.run.training, job.accelerator.is_main_process, scratch / "kept"
+    training, main, own = job.run.training, job.accelerator.is_main_process, own_folder(scratch, job.parameters)
+    kept = own / "kept"
     with locked(scratch) if main else contextlib.nullcontext():
-        _resume(job, scratch)
+        if main:
+            name_others(scratch, job.parameters)
+        _resume(job, own)
         saved, first, last = time.monotonic(), len(job.losses), training.iterations
         bar = tqdm(range(first, last), job.run.name, last, initial=first, mininterval=2, disable=not main)
         for iteration in bar:
@@ -175,28 +194,27 @@ def train(job: Distillation, scratch: Path, out: Path) -> Iterator[float]:
             if main:
                 job.keep(kept)
             if main and (time.monotonic() - saved > training.checkpoint_seconds or iteration + 1 == last):
-                save_checkpoint(scratch, iteration + 1, job.state(), KEEP)
+                save_checkpoint(own, iteration + 1, job.state(), KEEP)
                 saved = time.monotonic()
             yield loss
         if main:
             shutil.rmtree(out, ignore_errors=True)
             shutil.copytree(kept, out)
             job.publish(out)
-            shutil.rmtree(scratch)
+            shutil.rmtree(own if len([*scratch.glob("*/")]) > 1 else scratch)
     job.accelerator.wait_for_everyone()
     job.accelerator.end_training()
 
 
-def _resume(job: Distillation, scratch: Path) -> None:
+def _resume(job: Distillation, own: Path) -> None:
     """Resume from the last checkpoint, which one process looks for, or start with an empty `kept` folder."""
-    (last,) = broadcast_object_list([last_checkpoint(scratch) if job.accelerator.is_main_process else None])
+    (last,) = broadcast_object_list([last_checkpoint(own) if job.accelerator.is_main_process else None])
     if last is not None:
         state = read_checkpoint(last)
-        check_parameters(scratch, state["parameters"], job.parameters)
         job.load(state)
     elif job.accelerator.is_main_process:
-        shutil.rmtree(scratch / "kept", ignore_errors=True)
-        (scratch / "kept/pictures").mkdir(parents=True)
+        shutil.rmtree(own / "kept", ignore_errors=True)
+        (own / "kept/pictures").mkdir(parents=True)
 
 
 def open_distillation(params: Params, name: str, build: Path, data: Path) -> Distillation:
@@ -204,7 +222,6 @@ def open_distillation(params: Params, name: str, build: Path, data: Path) -> Dis
     if name not in params.runs:
         raise ParamsError(f"there is no run {name!r}{suggestion(name, params.runs)}")
     run = params.runs[name]
-    torch.use_deterministic_algorithms(True, warn_only=True)
     teacher = load_teacher(build / "teacher", run.training.bf16, default_device())
     source, facts = _open_source(params, run, teacher, build, data)
     job = Distillation(run, teacher, source, facts | {"teacher": params.teacher.source})

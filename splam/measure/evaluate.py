@@ -40,7 +40,7 @@ COLUMNS = (
     *("references", "captions", "dtype", "first_sample_seed", "sampler"),
 )
 CURVE = "unseen-curve"  # Fig. 2b: the first images of the unseen set, at every snapshot
-METHOD_NAMES = {"lcm": "LCM (fix w)", "lcm_star": "LCM*", "lcm_lora": "LCM-LoRA", "splam": "SPLAM"}
+METHOD_NAMES = {"lcm": "LCM (fix w)", "lcm_star": "LCM*", "splam": "SPLAM"}
 
 Row = dict[str, Any]
 Show = Callable[[str, int, np.ndarray], object]  # called with (dataset, steps, images) of every set that is drawn
@@ -104,12 +104,18 @@ class Bench:
         return {**self.measure(dataset).references.quote, **facts}
 
 
+def method_name(run: Run) -> str:
+    """A run's method as the tables name it."""
+    name = METHOD_NAMES[run.method]
+    return f"{name.removesuffix(' (fix w)')}-LoRA" if run.adapter else name
+
+
 def describe(run: Run) -> Row:
     """The columns that say which run a row belongs to."""
     variant = {"raw": "raw input", "unit_variance": "scaled input"}[run.input_scaling]
     if run.gamma_conditioning == "equal_snr_time":
         variant = "equal-SNR time"
-    facts = {"system": run.name, "run": run.name, "method": METHOD_NAMES[run.method]}
+    facts = {"system": run.name, "run": run.name, "method": method_name(run)}
     facts |= {"variant": run.variant or (variant if run.method == "splam" else "")}
     kept = ("guidance_scale", "skip", "multiple_estimation", "seed", "ablation")
     return facts | {key: getattr(run, key) for key in kept}

@@ -28,14 +28,14 @@ class CardFacts:
 
 def published_unet(student: nn.Module, run: Run) -> nn.Module:
     """The network that users get: gamma's weights, idle at gamma = 1 (4.2), are dropped, an adapter is merged."""
-    if run.method == "splam" and student.config.time_cond_proj_dim is not None:
-        weights = student.state_dict()
-        del weights[COND_PROJ]
-        return unet_like(student, None, weights)
     published = copy.deepcopy(student).eval()
-    if run.method == "lcm_lora":
+    if run.adapter:
         published.fuse_lora()
         published.unload_lora()
+    if run.method == "splam" and published.config.time_cond_proj_dim is not None:
+        weights = published.state_dict()
+        del weights[COND_PROJ]
+        return unet_like(published, None, weights)
     return published
 
 
@@ -57,7 +57,10 @@ def export_pipeline(unet: nn.Module, teacher_folder: Path, out: Path, card: Card
 
 
 def save_lora(student: nn.Module, folder: Path) -> None:
-    """Write a LoRA student's adapter as pytorch_lora_weights.safetensors, for load_lora_weights."""
+    """Write a LoRA student's adapter as pytorch_lora_weights.safetensors, for load_lora_weights.
+
+    It is all of a student but for LCM*, whose way in for w no adapter holds.
+    """
     from diffusers import StableDiffusionPipeline
     from peft import get_peft_model_state_dict
 

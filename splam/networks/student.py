@@ -14,8 +14,20 @@ from splam.method.subpath import equal_snr_time, gamma_embedding
 from splam.networks.teacher import Teacher, call_unet, float32_output
 
 COND_PROJ, GAMMA_FILE = "time_embedding.cond_proj.weight", "gamma.safetensors"  # gamma's only weights, and their file
-LORA_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
-LORA_TARGETS = (*LORA_ATTENTION, "conv1", "conv2", "conv_shortcut", "time_emb_proj")
+# diffusers' train_lcm_distill_lora_sd_wds.py
+LORA_TARGETS = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "conv1",
+    "conv2",
+)
+LORA_TARGETS += ("conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj")
 
 
 def condition_width(run: Run) -> int | None:
@@ -25,7 +37,7 @@ def condition_width(run: Run) -> int | None:
 
 
 def make_student(teacher_unet: nn.Module, run: Run) -> nn.Module:
-    """A trainable copy of the teacher's UNet, or for LCM-LoRA an adapter on one; at step 0 it gives the same output."""
+    """A trainable copy of the teacher's UNet, or one with an adapter; at step 0 it gives the same output."""
     width, weights = condition_width(run), teacher_unet.state_dict()
     if width is None:
         student = copy.deepcopy(teacher_unet)
@@ -33,7 +45,7 @@ def make_student(teacher_unet: nn.Module, run: Run) -> nn.Module:
         cond_proj = torch.zeros(weights["time_embedding.linear_1.weight"].shape[1], width)
         student = unet_like(teacher_unet, width, weights | {COND_PROJ: cond_proj})
     student.train().requires_grad_(True)
-    if run.method == "lcm_lora":
+    if run.adapter:
         add_lora(student, run.training.lora_rank)
     return student
 
@@ -47,11 +59,16 @@ def unet_like(unet: nn.Module, width: int | None, weights: dict[str, Tensor]) ->
 
 
 def add_lora(unet: nn.Module, rank: int) -> None:
-    """Freeze the UNet and add a trainable peft adapter, which leaves its output unchanged at first."""
+    """Freeze the UNet and add a trainable peft adapter, which leaves its output unchanged at first.
+
+    What feeds in gamma or w stays trainable: it starts at zero.
+    """
     from peft import LoraConfig
 
     unet.requires_grad_(False)
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS)))
+    if unet.config.time_cond_proj_dim is not None:
+        unet.time_embedding.cond_proj.requires_grad_(True)
 
 
 def student_network(

@@ -1,11 +1,11 @@
-"""Checkpoints: whole or not there, few, passed over when broken, and refused to another training."""
+"""Checkpoints: whole or not there, few, and passed over when broken."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from splam.distill.checkpoints import CheckpointError, last_checkpoint, read_checkpoint, save_checkpoint
+from splam.distill.checkpoints import CheckpointError, last_checkpoint, locked, read_checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -68,3 +68,11 @@ def test_a_kill_while_writing_leaves_the_ones_before(folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(folder, 6, {}, keep=2)
     assert last_checkpoint(folder).name == "checkpoint-00000004.pt"
+
+
+def test_two_trainings_of_one_run_keep_apart(tmp_path):
+    with locked(tmp_path), pytest.raises(CheckpointError, match="is being trained by another process"):
+        with locked(tmp_path):
+            pass
+    with locked(tmp_path):
+        pass

@@ -51,7 +51,7 @@ def test_it_resumes_where_it_was_and_is_entered_once(teacher):
 
 def test_methods_share_their_draws(teacher):
     lcm, splam, star = (online(teacher, method=m, skip=20).batch(0, 0, 1) for m in ("lcm", "splam", "lcm_star"))
-    assert torch.equal(lcm.path.z_s, online(teacher, method="lcm_lora", skip=20).batch(0, 0, 1).path.z_s)
+    assert torch.equal(lcm.path.z_s, online(teacher, method="lcm lora", skip=20).batch(0, 0, 1).path.z_s)
     assert torch.equal(lcm.captions, star.captions) and (star.gamma == 1).all() and (splam.gamma < 1).all()
     assert len(star.guidance_scale.unique()) == 4 and (lcm.guidance_scale == 3).all()
 

@@ -77,7 +77,7 @@ def killed_at(command: list[str], folder: Path, iteration: int) -> None:
     """Start a training and kill it, and all it started, as soon as it has a checkpoint of an iteration."""
     process = psutil.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 1800
-    while not any(int(p.stem[-8:]) >= iteration for p in (folder / "scratch/distill" / RUN).glob("checkpoint-*.pt")):
+    while not any(int(p.stem[-8:]) >= iteration for p in (folder / "scratch/distill" / RUN).glob("*/checkpoint-*.pt")):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.005)
     for each in [process, *process.children(recursive=True)]:

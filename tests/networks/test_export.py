@@ -21,7 +21,7 @@ PROMPTS = ["red apple on a yellow background", "snowman on a red background"]
 
 @pytest.mark.parametrize(
     ("of", "method"),
-    [("teacher", method) for method in ("lcm", "lcm_star", "lcm_lora", "splam")] + [("sd_teacher", "splam")],
+    [("teacher", method) for method in ("lcm", "lcm_star", "lcm_star lora", "splam")] + [("sd_teacher", "splam lora")],
 )
 def test_stock_diffusers_draws_the_same_images(request, tmp_path, of, method):
     teacher, run = request.getfixturevalue(of), small_run(method)
@@ -29,7 +29,7 @@ def test_stock_diffusers_draws_the_same_images(request, tmp_path, of, method):
     export_pipeline(student, teacher.folder, tmp_path)
     stock = stock_pipeline(tmp_path)
     assert isinstance(stock.scheduler, LCMScheduler) and stock.safety_checker is None
-    how = {"guidance_scale": run.guidance_scale if method == "lcm_star" else 1.0, "output_type": "np"}
+    how = {"guidance_scale": run.guidance_scale if run.method == "lcm_star" else 1.0, "output_type": "np"}
     for steps in (1, 4):
         network = published_network(student, teacher.embed(PROMPTS), run, teacher)
         with torch.no_grad():
@@ -72,8 +72,9 @@ def test_what_is_written_names_no_folder_of_this_machine(teacher, tmp_path):
         assert not any(names)
 
 
-def test_a_lora_file_makes_the_teacher_the_merged_student(sd_teacher, tmp_path):
-    run = small_run("lcm_lora")
+@pytest.mark.parametrize("method", ["lcm lora", "splam lora"])
+def test_a_lora_file_makes_the_teacher_the_merged_student(sd_teacher, tmp_path, method):
+    run = small_run(method)
     student = shaken(make_student(sd_teacher.unet, run))
     save_lora(student, tmp_path)
     adapter = load_file(tmp_path / "pytorch_lora_weights.safetensors")

@@ -10,7 +10,9 @@ from splam.networks.student import load_student, make_student, published_network
 from tests.networks.conftest import shaken
 from tests.runs import small_run
 
-RUNS = {method: small_run(method, input_scaling="raw") for method in ("lcm", "lcm_star", "lcm_lora", "splam")}
+RUNS = {
+    method: small_run(method, input_scaling="raw") for method in ("lcm", "lcm_star", "lcm lora", "splam", "splam lora")
+}
 RUNS |= {"splam scaled": small_run(), "splam-tau": small_run(gamma_conditioning="equal_snr_time")}
 T = torch.tensor([19, 499, 999])
 W = torch.tensor([2.0, 8.0, 14.0])
@@ -34,7 +36,7 @@ def test_a_student_starts_as_its_teacher(teacher, name):
     ours = epsilon(student, RUNS[name], teacher, gamma)
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
     trainable = sum(p.requires_grad for p in student.parameters())
-    assert 0 < trainable and (name == "lcm_lora") == (trainable < len(list(student.parameters())))
+    assert 0 < trainable and ("lora" in name) == (trainable < len(list(student.parameters())))
     assert not any(p.requires_grad for p in teacher.unet.parameters())
 
 
@@ -83,18 +85,25 @@ def test_gamma_reaches_a_trained_student_and_vanishes_at_one(teacher):
         assert torch.allclose(fed, plain, rtol=1e-3, atol=1e-4) == same
 
 
-@pytest.mark.parametrize("name", ["splam", "splam-tau", "lcm_star", "lcm_lora"])
+@pytest.mark.parametrize("name", ["splam", "splam-tau", "lcm_star", "lcm lora", "splam lora"])
 def test_what_a_run_leaves_is_the_network_that_was_trained(teacher, tmp_path, name):
     run = RUNS[name]
     student = shaken(make_student(teacher.unet, run))
     export_pipeline(published_unet(student, run), teacher.folder, tmp_path / "pipeline")
     save_gamma(student, run, tmp_path)
-    assert (tmp_path / "gamma.safetensors").exists() == (name == "splam")
+    assert (tmp_path / "gamma.safetensors").exists() == (name in ("splam", "splam lora"))
     gamma = torch.tensor([0.0, 0.4, 1.0])
     loaded = load_student(tmp_path, teacher.unet, run)
     expected = epsilon(student, run, teacher, gamma)
     torch.testing.assert_close(epsilon(loaded, run, teacher, gamma), expected, rtol=1e-3, atol=1e-4)
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_an_adapter_has_what_diffusers_script_trains(teacher):
+    student = make_student(teacher.unet, RUNS["splam lora"])
+    trained = {name.split(".lora_")[0] for name, weight in student.named_parameters() if weight.requires_grad}
+    assert {"down_blocks.0.downsamplers.0.conv", "up_blocks.0.upsamplers.0.conv"} < trained
+    assert {name for name in trained if name.startswith("time_embedding")} == {"time_embedding.cond_proj.weight"}
 
 
 def test_a_run_that_is_not_there_is_named(teacher, tmp_path):
