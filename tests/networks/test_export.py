@@ -84,7 +84,7 @@ def test_a_lora_file_makes_the_teacher_the_merged_student(sd_teacher, tmp_path, 
     z, t, captions = torch.ones(2, *sd_teacher.latent_shape), torch.tensor([19, 999]), sd_teacher.embed(PROMPTS)
     with torch.no_grad():
         merged = call_unet(published_unet(student, run), z, t, captions)
-        torch.testing.assert_close(call_unet(stock.unet, z, t, captions), merged, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(call_unet(stock.unet, z, t, captions), merged, rtol=1e-3, atol=1e-3)
         assert not torch.allclose(call_unet(sd_teacher.unet, z, t, captions), merged, rtol=1e-2, atol=1e-2)
 
 
