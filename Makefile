@@ -40,7 +40,7 @@ repro: $(INSTALLED) $(if $(filter rehearsal,$(PROFILE)),$(STAND_INS)) switch
 # Small networks have no use for a whole machine: stages that do not wait for one another run JOBS at a time, a thread
 # each, and `dvc repro` does what is left. It would also do everything by itself, one stage after another.
 JOBS ?= $(if $(filter tiny smoke,$(PROFILE)),2,1)
-at_once = dvc stage list --name-only | grep -E '^($(1))(@|$$)' | xargs -P $(JOBS) -n 2 dvc --wait-for-lock repro -s
+at_once = dvc stage list --name-only | grep -E '^($(1))(@|$$)' | xargs -P $(JOBS) -n 1 dvc --wait-for-lock repro -s
 define PARALLEL
 ! dvc repro --dry | grep -q '^Running stage' || { export OMP_NUM_THREADS=1; dvc repro data.dvc teacher && \
 	$(call at_once,references|trajectories) && $(call at_once,teacher-samples|distill) && \
