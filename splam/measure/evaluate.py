@@ -48,10 +48,11 @@ Show = Callable[[str, int, np.ndarray], object]  # called with (dataset, steps, 
 
 @dataclass(frozen=True)
 class System:
-    """A function that draws, what it is, and whether it is compared with the teacher's images at its w."""
+    """A function that draws, what it is, every w it has rows for, and whether they compare it with that w's teacher."""
 
     facts: Row
     draw: Draw
+    guidance_scales: Sequence[float]
     compared: bool = True
 
 
@@ -91,10 +92,10 @@ class Bench:
             captions = measure.references.prompts[: max(counts.values())]
             images = in_batches(system.draw, captions, steps, self.params, measure.references.size)
         self.show(dataset, steps, images)
-        row, paired = measure(images), system.compared and test_set == "unseen"
-        teacher = self.teacher_images(system.facts["guidance_scale"]) if paired else None
-        for name, count in counts.items():
-            facts = {**self.quote(test_set), **system.facts, "dataset": name, "steps": steps}
+        row = measure(images)
+        for w, (name, count) in product(system.guidance_scales, counts.items()):
+            teacher = self.teacher_images(w) if system.compared and test_set == "unseen" else None
+            facts = {**self.quote(test_set), **system.facts, "guidance_scale": w, "dataset": name, "steps": steps}
             yield dict.fromkeys(COLUMNS) | facts | row(count, teacher)
 
     def quote(self, dataset: str) -> Row:
@@ -140,7 +141,7 @@ def run_rows(bench: Bench, name: str) -> Iterator[Row]:
     def system(weights: str, iteration: int) -> System:
         unet = load_unet(folder / weights, bench.teacher.unet)
         when = {"iteration": iteration, "final": iteration == run.training.iterations, "sampler": "consistency"}
-        return System(describe(run) | when, student_draw(bench.teacher, unet, run))
+        return System(describe(run) | when, student_draw(bench.teacher, unet, run), [run.guidance_scale])
 
     final = system("pipeline/unet", run.training.iterations)
     datasets = dict.fromkeys(["unseen", *params.evaluation.more.get(run.name, [])])
@@ -153,18 +154,17 @@ def run_rows(bench: Bench, name: str) -> Iterator[Row]:
 def baseline_rows(bench: Bench, name: str) -> Iterator[Row]:
     """The undistilled teacher at every w of a baseline."""
     baseline, evaluation = bench.params.baselines[name], bench.params.evaluation
-    undistilled = baseline.sampler == "consistency"  # which takes no w, but is compared with the teacher at each
-    sampler = baseline.sampler if undistilled else f"{baseline.sampler}, trailing"
-    for w in baseline.guidance_scales:
-        facts = _others(bench.params, name, baseline.method) | {"sampler": sampler, "guidance_scale": w}
-        draw = baseline_draw(bench.teacher, baseline.sampler, w)
-        if baseline.other_noise:
-            facts["first_sample_seed"] = sample_seeds(bench.params, 1)[0] + OTHER_NOISE
-            draw = with_other_noise(draw)
-        system = System(facts, draw)
+    undistilled = baseline.sampler == "consistency"  # which takes no w: drawn once, compared with the teacher at each
+    facts = _others(bench.params, name, baseline.method)
+    facts["sampler"] = baseline.sampler if undistilled else f"{baseline.sampler}, trailing"
+    if baseline.other_noise:
+        facts["first_sample_seed"] = sample_seeds(bench.params, 1)[0] + OTHER_NOISE
+    for scales in [baseline.guidance_scales] if undistilled else [[w] for w in baseline.guidance_scales]:
+        draw = baseline_draw(bench.teacher, baseline.sampler, scales[0])
+        system = System(facts, with_other_noise(draw) if baseline.other_noise else draw, scales)
         for dataset, steps in product(baseline.datasets, baseline.steps):
             own = (baseline.sampler, dataset, steps) == ("ddim", "unseen", evaluation.teacher_steps)
-            drawn = bench.teacher_images(w) if own and not baseline.other_noise else None  # by another stage
+            drawn = bench.teacher_images(scales[0]) if own and not baseline.other_noise else None  # by another stage
             yield from bench.rows(system, dataset, steps, drawn and drawn.images)
         if undistilled:  # what every student starts from
             start = replace(system, facts=facts | {"iteration": 0})
@@ -176,9 +176,9 @@ def pipeline_rows(bench: Bench, name: str) -> Iterator[Row]:
     chosen = bench.params.pipelines[name]
     dtype, w = getattr(torch, chosen.dtype), chosen.guidance_scale
     pipeline = open_any(chosen.source, chosen.scheduler, chosen.lora, dtype, bench.teacher.device)
-    how = {"dtype": chosen.dtype, "sampler": type(pipeline.scheduler).__name__, "guidance_scale": w}
+    how = {"dtype": chosen.dtype, "sampler": type(pipeline.scheduler).__name__}
     facts = _others(bench.params, name, chosen.method) | how
-    system = System(facts, pipeline_draw(pipeline, w), compared=False)
+    system = System(facts, pipeline_draw(pipeline, w), [w], compared=False)
     for dataset, steps in product(chosen.datasets, chosen.steps):
         yield from bench.rows(system, dataset, steps)
 

@@ -32,6 +32,11 @@ def test_a_baseline_is_the_stock_pipeline(teacher, guidance_scale):
     assert apart(baseline_draw(teacher, "ddim", guidance_scale)(CAPTIONS, SEEDS, 3), theirs) <= 1
 
 
+def test_no_guidance_asks_the_network_for_captions_alone(teacher, monkeypatch):
+    monkeypatch.setattr(type(teacher), "outputs", None)  # a call would fail
+    assert baseline_draw(teacher, "ddim", 1.0)(CAPTIONS, SEEDS, 1).shape == (3, 32, 32, 3)
+
+
 @pytest.mark.parametrize("method", ["lcm", "lcm_star"])
 def test_a_student_is_its_exported_pipeline(teacher, tmp_path, method):
     """LCM* is fed w by both, and to the pipeline as its guidance_scale."""
