@@ -30,8 +30,8 @@ def open_folder(name: str) -> Source:
     visible = [path for path in visible if not any(part.startswith(".") for part in path.parts)]
     tables = [path for path in visible if path.name in TABLES]
     notes = {path for path in visible if path.suffix.lower() == ".txt"}
-    listed = _listed(folder, tables)
-    pictures = {path for path in visible if path.suffix.lower() in _suffixes()} | set(listed)
+    listed, suffixes = _listed(folder, tables), _suffixes()
+    pictures = {path for path in visible if path.suffix.lower() in suffixes} | set(listed)
     if not pictures:
         raise DataError(f"data.folder = {name} holds no pictures: correct it, or put your pictures there")
     if tables and (twice := [path for path in sorted(pictures) if path.with_suffix(".txt") in notes]):

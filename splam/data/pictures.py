@@ -101,11 +101,16 @@ def copied_images(path: Path, rows: range, size: int) -> Iterator[np.ndarray]:
     return (decode(sample.image, size) for sample in samples)
 
 
+def built(path: Path) -> Path:
+    """A file that the data stage wrote. Raises FileNotFoundError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: run the data stage (dvc repro data.dvc) first")
+    return path
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What the data stage wrote of its survey. Raises FileNotFoundError."""
-    if not (path := folder / MANIFEST).is_file():
-        raise FileNotFoundError(f"there is no {path}: run the data stage (dvc repro data.dvc) first")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(built(folder / MANIFEST).read_text(encoding="utf-8"))
 
 
 def training_counts(source: Source, folder: Path) -> dict[str, int]:

@@ -18,7 +18,7 @@ from splam.config import Params, PictureData, ShapesData
 from splam.data import shapes
 from splam.data.coco import SIZE, SPLITS, Prompts, coco_images, coco_prompts, load_coco
 from splam.data.images import DataError, batched, resize
-from splam.data.pictures import MANIFEST, copied_captions, copied_images, read_manifest, shares, survey
+from splam.data.pictures import MANIFEST, built, copied_captions, copied_images, read_manifest, shares, survey
 from splam.data.streams import image_stream
 
 PROTOCOLS = {"unseen": "coco30k", "unseen-small": "coco5k"}
@@ -101,7 +101,7 @@ def _coco_set(data: PictureData, folder: Path, dataset: str, count: int) -> Held
 
 def _copied_set(data: PictureData, folder: Path, share: str, count: int) -> HeldOut:
     """The first `count` samples that survey has copied of a share, against the second half of them."""
-    shard, half = _built(folder / f"{share}.tar"), data.test_images
+    shard, half = built(folder / f"{share}.tar"), data.test_images
     size = data.coco.image_size if data.coco else SIZE
 
     def images(rows: range, size: int) -> Iterator[np.ndarray]:
@@ -112,14 +112,8 @@ def _copied_set(data: PictureData, folder: Path, share: str, count: int) -> Held
     return HeldOut(protocol, copied_captions(shard)[:half][:count], size, half, references, real, True)
 
 
-def _built(path: Path) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: run the data stage (dvc repro data.dvc) first")
-    return path
-
-
 def _prompts(folder: Path, name: str) -> Prompts:
-    return Prompts(**json.loads(_built(folder / f"{name}.json").read_text()))
+    return Prompts(**json.loads(built(folder / f"{name}.json").read_text()))
 
 
 def build(data: Data, folder: Path, seed: int) -> None:

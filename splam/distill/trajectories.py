@@ -11,7 +11,9 @@ from splam.config import Params, Trajectories
 from splam.data import shapes
 from splam.data.images import to_pixels
 from splam.data.latents import encode_shards
+from splam.data.pictures import MANIFEST
 from splam.data.streams import image_stream
+from splam.data.testsets import preview
 from splam.distill.paths import TrajectoryCache, digest
 from splam.method.sampling import draw_noise, generators
 from splam.method.schedule import ddim_grid
@@ -29,8 +31,6 @@ def make_draws(params: Params, data: Path, length: int) -> Draws:
     if params.data.kind == "shapes":
         images, captions = _shapes_samples(data, settings.draws, generator)
     else:
-        from splam.data.testsets import preview  # loads webdataset
-
         images, captions = preview(params.data, data, settings.draws, params.seed)
     dropped = torch.rand(settings.draws, generator=generator) < settings.empty_captions
     kept = ["" if drop else caption for caption, drop in zip(captions, dropped.tolist(), strict=True)]
@@ -88,7 +88,7 @@ def encode_latents(params: Params, teacher: Teacher, data: Path, folder: Path) -
 
     Order and crops are those of training from images; data: what the data stage wrote. A stopped run resumes.
     """
-    settings, images = params.latents["train"], "train" if params.data.kind == "shapes" else "manifest.json"
+    settings, images = params.latents["train"], "train" if params.data.kind == "shapes" else MANIFEST
     stream = image_stream(params.data, data, settings.batch_size, params.seed)
 
     def encode(pixels: Tensor, captions: list[str], number: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Draw with a student: its folder, opened by stock diffusers with LCMScheduler, and captions of your own.
 
-python -m splam.networks.sample --model build/runs/splam-w3-k100-me/pipeline "octopus on a green background" --out x.png
+python -m splam.networks.sample --model build/runs/splam-w3-k100-me/pipeline "a plain purple ring" --out ring.png
 """
 
 import argparse
