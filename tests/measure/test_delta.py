@@ -5,6 +5,7 @@ import torch
 
 from splam.config import Delta
 from splam.measure.delta import delta
+from splam.method.schedule import ddim_grid
 
 
 @pytest.fixture
@@ -14,6 +15,28 @@ def latents_and_noise(generator):
 
 def settings(skip: int = 20, first_time: int = 119) -> Delta:
     return Delta(runs=[], images=5, skip=skip, first_time=first_time)
+
+
+def test_delta_of_the_exact_oracle_is_zero(schedule, latents_and_noise):
+    latents, noise = latents_and_noise
+
+    def oracle(z, t):
+        return (z - schedule.sigma(t) * noise) / schedule.alpha(t)
+
+    for row in delta(oracle, latents, noise, schedule, settings()):
+        assert row["delta_rms"] == pytest.approx(0, abs=1e-9) and row["x0_error_rms"] == pytest.approx(0, abs=1e-9)
+
+
+def test_delta_calls_the_network_once_a_time(schedule, latents_and_noise):
+    calls = []
+
+    def record(z, t):
+        assert t.dtype == torch.int64 and t.shape == z.shape[:1] and len(t.unique()) == 1
+        calls.append(int(t[0]))
+        return z
+
+    delta(record, *latents_and_noise, schedule, settings(40, 799))
+    assert calls == [t for t in ddim_grid().tolist() if t >= 759]
 
 
 def test_delta_of_a_constant_is_zero_and_its_error_is_not(schedule, latents_and_noise):

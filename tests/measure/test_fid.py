@@ -99,6 +99,16 @@ def test_inception_says_what_to_download(tmp_path, monkeypatch):
         fid.load_features("inception")
 
 
+def test_fid_of_gaussians_is_the_closed_form(rng):
+    rotation, _ = np.linalg.qr(rng.normal(size=(6, 6)))
+    s, t, shift = rng.uniform(0.5, 2, 6), rng.uniform(0.5, 2, 6), rng.normal(size=6)
+    a = fid.FeatureStatistics(np.zeros(6), rotation @ np.diag(s))
+    b = fid.FeatureStatistics(shift, rotation @ np.diag(t))
+    # commuting covariances: |m|^2 + sum (s - t)^2
+    assert fid.fid(a, b) == pytest.approx((shift**2).sum() + ((s - t) ** 2).sum(), rel=1e-9)
+    assert fid.fid(a, a) == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("count", [20, 200])
 def test_fid_is_clean_fids(count):
     """With fewer and with more images than dimensions, 40; scipy's root of a singular matrix is only so exact."""

@@ -1,13 +1,14 @@
-"""The training step: an implementation apart from it, and its value where the truth is known."""
+"""The training step: an implementation apart from it, its value where the truth is known, and LCM's step."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import LCMScheduler
 
 from splam.method import loss
-from splam.method.schedule import ddim_grid
+from splam.method.schedule import ddim_grid, to_epsilon
 from splam.method.solver import guided_epsilon, sub_path
 from splam.method.subpath import sub_path_point
 from tests.method import reference
@@ -67,6 +68,29 @@ def test_the_truth_has_no_loss_where_ddim_is_exact(schedule, straight, distance)
     objective = loss.Objective(schedule, "linear", distance)
     assert loss.distillation_loss(truth, truth, path, GAMMA, objective) < 1e-7
     assert loss.distillation_loss(truth, truth, path, GAMMA, loss.Objective(schedule, "markov", distance)) > 1e-4
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_gamma_one_is_latent_consistency_distillation(schedule, straight, scheduler_settings, prediction_type):
+    """An independent reading of LCM's step (Luo et al., 2023, Alg. 1), boundary scalings and all, by LCMScheduler."""
+    scheduler, path = LCMScheduler(**scheduler_settings, prediction_type=prediction_type), straight[0]
+
+    def output(z, time):
+        return torch.tanh(z.flip(1)) + time.view(-1, 1, 1, 1) / 1000
+
+    def network(z, sigma, time, gamma):
+        return to_epsilon(output(z, time), z, schedule.alpha(time), sigma, prediction_type)
+
+    def consistency(z, times):
+        rows = []
+        for one, time in zip(z, times, strict=True):
+            scheduler.set_timesteps(timesteps=[int(time)], original_inference_steps=50)
+            rows.append(scheduler.step(output(one[None], time), int(time), one[None]).denoised)
+        return torch.cat(rows)
+
+    ours = loss.distillation_loss(network, network, path, torch.ones(6), loss.Objective(schedule, distance="l2"))
+    theirs = (consistency(path.z_t, path.t) - consistency(path.z_s, path.s)).square().mean()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
 
 
 def test_what_the_networks_are_given(schedule, straight):

@@ -36,6 +36,12 @@ def parts(claim: str, metrics: Metrics, **frames: pd.DataFrame) -> list[Part]:
     return parts_of(CLAIMS[claim], dataclasses.replace(metrics, **frames), "scaled input")
 
 
+def test_t_interval_of_known_numbers():
+    low, high = rules.interval((1.0, 2.0, 3.0), 0.95)
+    assert (low, high) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)), rel=1e-6)
+    assert all(map(math.isnan, rules.interval((1.0,), 0.95)))
+
+
 @pytest.mark.parametrize(
     ("values", "accept", "how", "verdict"),
     [
