@@ -64,15 +64,14 @@ class CocoData(Strict):
 
 
 class PictureData(Strict):
-    """Captioned pictures in webdataset shards or in a folder, to train on and for test sets of our own (splam.data)."""
+    """Captioned pictures in shards or in a folder, to train on and for test sets of our own (splam.data)."""
 
     kind: Literal["laion", "folder"]
-    shards: list[str] = []  # of kind laion: paths, globs, brace patterns, URLs or pipe: commands
+    shards: list[str] = []  # of kind laion: paths, globs, brace patterns
     folder: str = ""  # of kind folder
     resolution: PositiveInt  # pixels of the square images that are trained on
     crop: Literal["center", "random"] = "center"
     workers: int = Field(4, ge=0)  # reading processes of each rank; 0 reads in the training process
-    shuffle_buffer: PositiveInt = 1000  # encoded samples that each worker holds to draw from
     smallest_side: PositiveInt = 64  # pixels; a smaller picture is of no use, and counted
     largest_ratio: float = Field(8, ge=1)  # of a picture's sides; of a longer one a square shows too little
     max_broken_share: Share = 0.01  # of samples that are of no use: splam.data.samples.PROBLEMS
@@ -97,7 +96,6 @@ class LatentsSettings(Strict):
 
     images: PositiveInt  # in the order of a training, up to whole batches
     batch_size: PositiveInt  # images that are encoded at a time
-    batches_per_file: PositiveInt = 64
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 
 

@@ -92,8 +92,8 @@ def same_file(folder: Path, original: str) -> str:
 
 
 def shards(data: PictureData) -> Iterator[Line]:
-    """Findings about the training images: every local shard is opened, and its first samples are read."""
-    from splam.data.shards import expand_shards, is_url
+    """Findings about the training images: every shard is opened, and its first samples are read."""
+    from splam.data.shards import expand_shards
 
     names: dict[str, None] = {}
     for pattern in data.shards:
@@ -101,40 +101,38 @@ def shards(data: PictureData) -> Iterator[Line]:
             names |= dict.fromkeys(expand_shards([pattern]))
         except DataError as error:
             yield PROBLEM, f"{error} (img2dataset makes them: docs/stable-diffusion.md has its command)"
-    local = [name for name in names if not is_url(name)]
-    if len(local) < len(names):
-        yield NOTE, f"{len(names) - len(local):,} shards are URLs or commands: not looked at without the network"
-    faults = {name: fault for name in local if (fault := shard_fault(name, data))}
+    faults = {name: fault for name in names if (fault := shard_fault(name, data))}
     for name, fault in faults.items():
         yield PROBLEM, f"shard {name}: {fault}: download it again, or take it out of data.shards"
-    if good := [name for name in local if name not in faults]:
+    if good := [name for name in names if name not in faults]:
         size = sum((ROOT / name).stat().st_size for name in good) / 1e9
         yield OK, f"{len(good):,} shards, {size:,.1f} GB; of each, the first samples can be trained on"
 
 
 def shard_fault(shard: str, data: PictureData) -> str:
-    """What is wrong with the first samples of a local shard; empty if nothing is."""
-    from splam.data.samples import Tally, decoded, usable
+    """What is wrong with the first samples of a shard; empty if nothing is."""
+    from splam.data.samples import Tally, opened
     from splam.data.shards import read_shard
 
     tally = Tally(1.0)
     try:
-        samples = usable(itertools.islice(read_shard(shard, tally), PEEK), tally)
-        pairs = [sample for sample in samples if decoded(sample, 8, data, tally) is not None]
+        first = [opened(sample, 8, data, tally) for sample in itertools.islice(read_shard(shard, tally), PEEK)]
     except DataError:
         return "it holds no samples"
     if tally.counts["truncated shards"]:
         return "it is no whole tar archive"
-    return "" if pairs else f"none of its first {PEEK} samples is an image with a caption (.jpg and .txt)"
+    sound = any(image is not False for image in first)
+    return "" if sound else f"none of its first {PEEK} samples is an image with a caption (.jpg and .txt)"
 
 
 def folder(data: PictureData) -> list[Line]:
     """The finding about a folder of pictures: it is read as the data stage does."""
-    from splam.data.pictures import survey
+    from splam.data.pictures import read_manifest, survey
 
     def load() -> str:
         with tempfile.TemporaryDirectory() as scratch:
-            return survey(data, Path(scratch))["read"]
+            survey(data, Path(scratch))
+            return read_manifest(Path(scratch))["read"]
 
     return [check(f"the pictures in {data.folder}", "then try again", load)]
 
@@ -174,27 +172,12 @@ def features(name: str) -> Line:
 
 def clip(source: str, key: str) -> Line:
     """Whether a CLIP score's model is there: a folder, or a name of open_clip's in the local cache."""
-    import open_clip
-    from huggingface_hub import try_to_load_from_cache
-    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
-
     from splam.measure.clip import load_clip
 
-    if (ROOT / source).is_dir():
-        return check(f"{key}, {source}", f"git checkout {source}", lambda: load_clip(source).name)
     architecture, _, weights = source.partition("/")
-    settings = open_clip.get_pretrained_cfg(architecture, weights)
-    if not settings:
-        return PROBLEM, f"{key} = {source!r} is neither a folder nor one of open_clip.list_pretrained(): name another"
-    repository, _, name = settings.get("hf_hub", "").rpartition("/")
-    cached = [Path("~/.cache/clip").expanduser() / Path(settings.get("url") or "-").name]
-    if repository:
-        names = [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
-        cached += [try_to_load_from_cache(repository, name) for name in names]
-    if any(path and Path(str(path)).is_file() for path in cached):
-        return OK, f"{key}, {source}: in the local cache"
     fetch = f"python -c \"import open_clip; open_clip.create_model('{architecture}', '{weights}')\""
-    return PROBLEM, f"{key}, {source}: not in the local cache: {fetch}"
+    remedy = f"git checkout {source}" if (ROOT / source).is_dir() else f"{fetch}, or name another"
+    return check(f"{key}, {source}", remedy, lambda: load_clip(source).name)
 
 
 def other(key: str, settings: Pipeline) -> Line:

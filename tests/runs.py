@@ -1,5 +1,6 @@
 """Small runs for tests of training, and a fake stream of images."""
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,19 +42,22 @@ def small_run(
 
 @dataclass
 class FakeStream:
-    """Batch number n of random images and captions that name it; `entered` is where it was entered."""
+    """Batch number n of random images and captions that name it, of one of `ranks`; `entered` is where it was entered.
+
+    Sample i of the line is the same however it is cut into batches.
+    """
 
     size: int
+    rank: int = 0
+    ranks: int = 1
     pixels: int = 32
-    last: int = 10_000
     entered: list[int] = field(default_factory=list)
 
     def batches(self, start=0):
         self.entered.append(start)
-        for number in range(start, self.last):
-            # Sample i of the line is the same however it is cut into batches.
-            places = range(number * self.size, (number + 1) * self.size)
-            images = [
-                torch.rand(3, self.pixels, self.pixels, generator=torch.Generator().manual_seed(i)) for i in places
-            ]
+        for number in itertools.count(start):
+            first = (number * self.ranks + self.rank) * self.size
+            places = range(first, first + self.size)
+            sources = (torch.Generator().manual_seed(i) for i in places)
+            images = [torch.rand(3, self.pixels, self.pixels, generator=source) for source in sources]
             yield torch.stack(images) * 2 - 1, [f"image {i}" for i in places]

@@ -137,12 +137,6 @@ def test_every_bad_shard_is_listed_with_the_remedy(laion_folder, tmp_path):
     assert "good.tar" not in text and [mark for mark, line in lines if line.startswith("1 shards")] == [OK]
 
 
-def test_urls_are_not_looked_at(nothing):
-    assert laion("https://example.org/{0..3}.tar") == [
-        (NOTE, "4 shards are URLs or commands: not looked at without the network")
-    ]
-
-
 def test_a_folder_is_read_as_the_data_stage_reads_it(laion_folder, tmp_path):
     for path in laion_folder.glob("*.tar"):
         with tarfile.open(path) as tar:
@@ -151,7 +145,7 @@ def test_a_folder_is_read_as_the_data_stage_reads_it(laion_folder, tmp_path):
     ((mark, text),) = preflight.folder(PictureData(**facts, held_out_share=0.35, test_images=4))
     assert mark == OK and "mine: 72 samples" in text and "1 missing captions" in text
     (few,) = problems(preflight.folder(PictureData(**facts, held_out_share=0.35, test_images=400)))
-    assert "800 are asked for: add pictures, lower data.test_images, or change data.held_out_share" in few
+    assert "800 are needed: add pictures, lower data.test_images, or change data.held_out_share" in few
     (nothing,) = problems(preflight.folder(PictureData(**facts | {"folder": "none"}, test_images=4)))
     assert "data.folder = none holds no pictures" in nothing
 
@@ -180,13 +174,7 @@ def test_networks_that_are_missing_say_where_they_come_from(nothing):
     inception, clip = preflight.features("inception"), preflight.clip("ViT-g-14/laion2b_s12b_b42k", "evaluation.clip")
     assert "curl -L --create-dirs -o" in inception[1] and "inception-2015-12-05.pt" in inception[1]
     assert clip[0] == PROBLEM and "open_clip.create_model('ViT-g-14', 'laion2b_s12b_b42k')" in clip[1]
-    assert "open_clip.list_pretrained()" in preflight.clip("ViT-g-14/laion3b", "evaluation.clip")[1]
-    cached = nothing / "hub/models--laion--CLIP-ViT-g-14-laion2B-s12B-b42K"
-    (cached / "refs").mkdir(parents=True)
-    (cached / "refs/main").write_text("abc")
-    (cached / "snapshots/abc").mkdir(parents=True)
-    (cached / "snapshots/abc/open_clip_model.safetensors").write_bytes(b"1")
-    assert preflight.clip("ViT-g-14/laion2b_s12b_b42k", "evaluation.clip")[0] == OK
+    assert "or name another" in preflight.clip("ViT-g-14/laion3b", "evaluation.clip")[1]
 
 
 def test_what_the_machine_lacks(monkeypatch, teacher_folder):

@@ -21,7 +21,7 @@ from splam.data.images import DataError, batched, square
 
 SPLITS = {"coco30k": "val2014", "coco5k": "val2017"}
 SIZE = 256  # pixels of both protocols
-IMAGE_IDS = ("image_id", "coco_id")  # columns of lists; `id` may be another number
+IMAGE_IDS = ("image_id", "coco_id")  # columns of lists; `id` may be of captions
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def coco_prompts(coco: Coco, name: str, settings: CocoData) -> Prompts:
         raise DataError(f"caption list {path} does not exist: correct data.coco.{key}")
     rows = read_rows(path)
     texts = captions(rows, path)
-    ids = _image_ids(rows, path) or list(_described_images(coco, texts, column(rows, ("id",), path), path))
+    ids = _image_ids(rows, path) or list(_described_images(coco, texts, path))
     if strange := [text for text, number in zip(texts, ids, strict=True) if number not in coco.images]:
         raise DataError(
             f"caption list {file}: {len(strange):,} of {len(texts):,} captions are of no image of {SPLITS[name]}, "
@@ -100,21 +100,17 @@ def _image_ids(rows: list[Row], path: Path) -> list[int] | None:
         raise DataError(f"{path} has image ids that are no whole numbers ({error}): correct them") from None
 
 
-def _described_images(coco: Coco, texts: list[str], hints: list | None, path: Path) -> Iterator[int]:
+def _described_images(coco: Coco, texts: list[str], path: Path) -> Iterator[int]:
     """The image of each caption, -1 if it is nobody's, whatever its case, spaces and last full stop.
 
-    hints: of a column id, which may be of images, annotations or rows: taken if each of them has its caption. Without,
-    equal captions go to the images that have them, in the order of ids. Raises DataError if there are more of them.
+    Equal captions go to the images that have them, in the order of ids. Raises DataError if there are more of them.
     """
     owners: dict[str, list[int]] = {}
     for number, described in coco.captions.items():
         for text in described:
             owners.setdefault(_plain(text), []).append(number)
-    found = [owners.get(_plain(text)) for text in texts]
-    if hints and all(ids and str(hint) in map(str, ids) for hint, ids in zip(hints, found, strict=True)):
-        yield from map(int, hints)
-        return
-    for text, ids in zip(texts, found, strict=True):
+    for text in texts:
+        ids = owners.get(_plain(text))
         if ids == []:
             raise DataError(f"{path} has {text!r} more often than images that it describes: add a column image_id")
         yield ids.pop(0) if ids else -1

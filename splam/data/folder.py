@@ -6,7 +6,6 @@ layout of Hugging Face; each folder may have its own), or in a .txt beside each 
 
 import hashlib
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -14,15 +13,15 @@ from PIL import Image
 from splam.config import ROOT
 from splam.data.captions import captions, column, read_rows
 from splam.data.images import DataError
-from splam.data.samples import Sample, Source, Tally, caption_text
+from splam.data.samples import Sample, caption_text
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
-def open_folder(name: str) -> Source:
-    """The pictures of data.folder, each a part, in an order by hash of their paths.
+def read_folder(name: str) -> Iterator[Sample]:
+    """The pictures of data.folder, in an order by hash of their paths, which are their keys.
 
-    What has a caption and no picture, or the reverse, is a part too: reading counts it. Raises DataError for a folder
+    What has a caption and no picture, or the reverse, is a sample too, to be counted. Raises DataError for a folder
     that is not there, is empty, or whose captions could be read in two ways.
     """
     folder = ROOT / name
@@ -37,9 +36,12 @@ def open_folder(name: str) -> Source:
     if tables and (twice := [path for path in sorted(pictures) if path.with_suffix(".txt") in notes]):
         raise DataError(f"{folder / twice[0]} has a .txt, and {tables[0]} is there too: keep one kind of captions")
     described = {path.with_suffix(".txt") for path in pictures}
-    parts = pictures if tables else pictures | (notes - described)
-    ordered = sorted(map(str, parts), key=lambda part: hashlib.sha256(part.encode()).digest())
-    return Source(ordered, partial(_read, folder, {str(path): caption for path, caption in listed.items()}))
+    everything = pictures if tables else pictures | (notes - described)
+    for path in sorted(everything, key=lambda path: hashlib.sha256(str(path).encode()).digest()):
+        place, note = folder / path, (folder / path).with_suffix(".txt")
+        size = place.stat().st_size if place != note and place.is_file() else 0
+        caption = listed.get(path) or caption_text(note.read_bytes() if note.is_file() else b"")
+        yield Sample(f"{name}/{path}", path.name, 0, size, caption)
 
 
 def _suffixes() -> set[str]:
@@ -60,10 +62,3 @@ def _listed(folder: Path, tables: list[PurePosixPath]) -> dict[PurePosixPath, st
                 raise DataError(f"{path} lists {name} twice: keep one of its captions")
             listed[picture] = caption
     return listed
-
-
-def _read(folder: Path, listed: dict[str, str], part: str, tally: Tally) -> Iterator[Sample]:
-    path, note = folder / part, (folder / part).with_suffix(".txt")
-    image = path.read_bytes() if path != note and path.is_file() else b""
-    caption = listed.get(part) or caption_text(note.read_bytes() if note.is_file() else b"")
-    yield Sample(part, path.name, image, caption)

@@ -1,6 +1,5 @@
-"""From encoded files to square images, the same crop and resize for all real data; and hashes that name arrays."""
+"""From encoded files to square images: the same crop and resize for all real data."""
 
-import hashlib
 import io
 import itertools
 from collections.abc import Iterable, Iterator
@@ -45,17 +44,19 @@ def square(image: Image.Image, size: int, across: float = 0.5, down: float = 0.5
 
 
 def decode(
-    data: bytes, size: int, place: tuple[float, float] = (0.5, 0.5), fit: tuple[float, float] = (1, np.inf)
-) -> np.ndarray:
+    data: bytes, size: int | None, place: tuple[float, float] = (0.5, 0.5), fit: tuple[float, float] = (1, np.inf)
+) -> np.ndarray | bool:
     """`square` of an encoded image (JPEG, PNG, WebP), turned upright as its EXIF data say; place: across, down.
 
-    fit: the smallest side in pixels, and the largest ratio of the sides. Raises SizeError beyond them, and OSError or
-    another of PIL's errors for a broken file.
+    fit: the smallest side in pixels, and the largest ratio of the sides; size: None checks these alone, and gives True.
+    Raises SizeError beyond them, and OSError or another of PIL's errors for a broken file.
     """
     with Image.open(io.BytesIO(data)) as image:
         short, long = sorted(image.size)
         if short < fit[0] or long > fit[1] * short:
             raise SizeError(f"{image.width}x{image.height} pixels")
+        if size is None:
+            return True
         ImageOps.exif_transpose(image, in_place=True)
         return square(image, size, *place)
 
@@ -77,30 +78,3 @@ def batched(images: Iterable[np.ndarray], batch_size: int = 250) -> Iterator[np.
 def to_pixels(images: np.ndarray) -> Tensor:
     """Images uint8 (n, h, w, 3) to pixels float32 (n, 3, h, w) in [-1, 1]."""
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def array_hash(array: np.ndarray) -> str:
-    """16 hexadecimal digits that identify an array by shape, dtype and content, to name a reference set."""
-    running = RunningHash(len(array))
-    running.update(array)
-    return running.digits()
-
-
-class RunningHash:
-    """`array_hash` of an array of `count` rows that is seen a few rows at a time."""
-
-    def __init__(self, count: int):
-        self.count, self.rows, self.state = count, 0, None
-
-    def update(self, array: np.ndarray) -> None:
-        """Take in the next rows (n, ...), all of one shape and dtype."""
-        if self.state is None:
-            self.state = hashlib.sha256(f"{(self.count, *array.shape[1:])} {array.dtype.str} ".encode())
-        self.state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-        self.rows += len(array)
-
-    def digits(self) -> str:
-        """The hash. Raises ValueError if not all rows were seen."""
-        if self.state is None or self.rows != self.count:
-            raise ValueError(f"{self.rows} rows were hashed, not the {self.count} that were announced")
-        return self.state.hexdigest()[:16]

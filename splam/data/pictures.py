@@ -1,104 +1,99 @@
-"""What the data stage makes of captioned pictures: everything is read once and counted, and test sets are copied.
+"""Captioned pictures in shards or in a folder: the data stage notes where each lies, and training reads it there."""
 
-By the counts, a training that goes on passes over whole parts, and notices those that have changed.
-"""
-
-import contextlib
-import hashlib
 import itertools
 import json
-import os
-import tempfile
+import random
+from array import array
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
-from splam.config import PictureData
-from splam.data.folder import open_folder
-from splam.data.images import DataError, decode
-from splam.data.samples import Sample, Source, Tally, decoded, is_held_out, usable
+from splam.config import ROOT, PictureData
+from splam.data.folder import read_folder
+from splam.data.images import DataError, to_pixels
+from splam.data.samples import Sample, Tally, is_held_out, opened
 from splam.data.shards import expand_shards, read_shard
 
-MANIFEST = "manifest.json"
+MANIFEST, FILES = "manifest.json", "files.json"
 AGAIN = "run the data stage again (dvc repro data.dvc)"
+SHOWN = 10  # faults that the manifest lists
 
 
 def shares(settings: PictureData) -> dict[str, str]:
-    """The test sets of our own, and the share of the samples that each is copied from."""
+    """The test sets of our own, and the share of the samples whose first ones each is."""
     return {"seen": "held_out"} if settings.coco else {"unseen": "held_out", "seen": "training"}
 
 
-def open_source(settings: PictureData) -> Source:
-    """The samples of either kind of data. Raises DataError if they are not there."""
+@dataclass
+class _Notes:
+    """Where the samples of a share lie: rows of file, offset, size, and where the caption ends."""
+
+    files: dict[str, int] = field(default_factory=dict)
+    rows: array = field(default_factory=lambda: array("q"))
+    captions: bytearray = field(default_factory=bytearray)
+
+    def __len__(self) -> int:
+        return len(self.rows) // 4
+
+    def add(self, sample: Sample) -> None:
+        self.captions += sample.caption.encode()
+        file = self.files.setdefault(sample.file, len(self.files))
+        self.rows.extend((file, sample.offset, sample.size, len(self.captions)))
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        sizes = {name: (ROOT / name).stat().st_size for name in self.files}
+        (folder / FILES).write_text(json.dumps(sizes, indent=0) + "\n")
+        np.save(folder / "rows.npy", np.asarray(self.rows).reshape(-1, 4))
+        np.save(folder / "captions.npy", np.frombuffer(self.captions, np.uint8))
+
+
+def survey(settings: PictureData, folder: Path) -> None:
+    """Look at every sample once, and write where those of use lie: folder/training, folder/held_out and a manifest.
+
+    Of all, the dimensions are read; the first 2 x settings.test_images of `shares` are decoded, so test sets are sound.
+    Raises DataError beyond settings.max_broken_share, and if a share is too small.
+    """
+    tally, count = Tally(settings.max_broken_share), 2 * settings.test_images
+    notes, tested = {"training": _Notes(), "held_out": _Notes()}, set(shares(settings).values())
+    for sample in tqdm(_everything(settings, tally), "samples", mininterval=2):
+        share = "held_out" if is_held_out(sample.key, settings.held_out_share) else "training"
+        decoded = share in tested and len(notes[share]) < count
+        if opened(sample, 1 if decoded else None, settings, tally) is not False:
+            notes[share].add(sample)
+    wanted = dict.fromkeys(tested, count) | {"training": max(count if "training" in tested else 0, 1)}
+    for share, number in wanted.items():
+        if len(notes[share]) < number:
+            more = "add pictures, lower data.test_images, or change data.held_out_share"
+            raise DataError(f"{len(notes[share])} images are of share {share} ({tally}), {number} are needed: {more}")
+    for share, found in notes.items():
+        found.save(folder / share)
+    faults = {f"{file}: {kind}": number for (kind, file), number in tally.faults.most_common(SHOWN)}
+    facts = {"read": str(tally), **{share: len(found) for share, found in notes.items()}, "faults": faults}
+    (folder / MANIFEST).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _everything(settings: PictureData, tally: Tally) -> Iterator[Sample]:
+    """All samples, of use or not. A truncated shard has lost what it lacks to the largest."""
     if settings.kind == "folder":
-        return open_folder(settings.folder)
-    return Source(expand_shards(settings.shards), read_shard)
-
-
-def survey(settings: PictureData, folder: Path) -> dict[str, Any]:
-    """Read everything once; copy the first 2 x settings.test_images samples of `shares` to folder/SHARE.tar.
-
-    Returns {"read": what was counted in all, in words, "parts": numbers of each part}. Raises DataError beyond
-    settings.max_broken_share, and if a share is too small.
-    """
-    import webdataset
-
-    tally, parts, count = Tally(settings.max_broken_share), {}, 2 * settings.test_images
-    copied = dict.fromkeys(shares(settings).values(), 0)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        with contextlib.ExitStack() as stack:
-            tars = {share: webdataset.TarWriter(f"{scratch}/{share}.tar", encoder=False, mtime=0) for share in copied}
-            writers = {share: stack.enter_context(tar) for share, tar in tars.items()}
-            for share, sample in _everything(settings, tally, parts):
-                wanted = copied.get(share, count) < count
-                if wanted and decoded(sample, 1, settings, tally) is not None:
-                    writers[share].write(_record(copied[share], sample))
-                    copied[share] += 1
-        for share, number in copied.items():
-            if number < count:
-                more = "add pictures, lower data.test_images, or change data.held_out_share"
-                raise DataError(f"{number} images are of share {share} ({tally}), {count} are asked for: {more}")
-            os.replace(f"{scratch}/{share}.tar", folder / f"{share}.tar")
-    return {"read": str(tally), "parts": parts}
-
-
-def _everything(settings: PictureData, tally: Tally, parts: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Sample]]:
-    """All samples of use and their shares; `parts` gets the numbers of each part and a hash of these samples.
-
-    A truncated shard has lost what it lacks to the largest.
-    """
-    source = open_source(settings)
-    for part in tqdm(source.parts, "parts", mininterval=2):
-        before, found, digest = tally.counts["samples"], {"held_out": 0, "training": 0}, hashlib.sha256()
-        for sample in usable(source.read(part, tally), tally):
-            share = "held_out" if is_held_out(sample.key, settings.held_out_share) else "training"
-            found[share] += 1
-            digest.update(f"{sample.key}\n{sample.caption}\n{len(sample.image)}\n".encode() + sample.image)
-            yield share, sample
-        parts[part] = {"samples": tally.counts["samples"] - before, **found, "sha256": digest.hexdigest()[:16]}
-    largest = max(facts["samples"] for facts in parts.values())
-    for part in [part for kind, part in tally.faults if kind == "truncated shards"]:
-        if lost := largest - (held := parts[part]["samples"]):
-            tally.problem("lost samples", part, f"it has {held:,} samples, the largest {largest:,}", lost)
-
-
-def _record(number: int, sample: Sample) -> dict[str, Any]:
-    """A sample under a key of our own. PIL goes by an image's content, not by its suffix."""
-    return {"__key__": f"{number:09d}", "jpg": sample.image, "txt": sample.caption.encode()}
-
-
-def copied_captions(path: Path) -> list[str]:
-    """The captions of a share that survey has copied, in order."""
-    return [sample.caption for sample in read_shard(str(path.resolve()), Tally(0.0))]
-
-
-def copied_images(path: Path, rows: range, size: int) -> Iterator[np.ndarray]:
-    """Images of such a share, centre-cropped, uint8 (size, size, 3): those of `rows`, in order."""
-    samples = itertools.islice(read_shard(str(path.resolve()), Tally(0.0)), rows.start, rows.stop)
-    return (decode(sample.image, size) for sample in samples)
+        yield from read_folder(settings.folder)
+        return
+    held: Counter[str] = Counter()
+    for shard in expand_shards(settings.shards):
+        for sample in read_shard(shard, tally):
+            held[shard] += 1
+            yield sample
+    largest = max(held.values(), default=0)
+    for kind, shard in list(tally.faults):
+        if kind == "truncated shards" and (lost := largest - held[shard]):
+            tally.problem("lost samples", shard, f"it has {held[shard]:,} samples, the largest {largest:,}", lost)
 
 
 def built(path: Path) -> Path:
@@ -113,13 +108,64 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return json.loads(built(folder / MANIFEST).read_text(encoding="utf-8"))
 
 
-def training_counts(source: Source, folder: Path) -> dict[str, int]:
-    """How many samples there are to train on in each part. Raises DataError for other parts than were surveyed."""
-    parts = read_manifest(folder)["parts"]
-    if other := sorted(set(parts) ^ set(source.parts)):
-        change = "is not there any more" if other[0] in parts else "was not there"
-        raise DataError(f"{other[0]} {change} ({len(other):,} parts changed since they were counted): {AGAIN}")
-    counts = {part: parts[part]["training"] for part in source.parts}
-    if not any(counts.values()):
-        raise DataError(f"none of {len(counts):,} parts has a sample to train on: lower data.held_out_share")
-    return counts
+@dataclass(frozen=True)
+class Pictures:
+    """A share of the samples, read from where they lie; folder: what survey has written of it."""
+
+    settings: PictureData
+    folder: Path
+
+    def __reduce__(self) -> tuple:
+        return Pictures, (self.settings, self.folder)  # a worker opens the files itself
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        return np.load(built(self.folder / "rows.npy"), mmap_mode="r")
+
+    @cached_property
+    def _captions(self) -> np.ndarray:
+        return np.load(self.folder / "captions.npy", mmap_mode="r")
+
+    @cached_property
+    def _files(self) -> list[str]:
+        return list(json.loads((self.folder / FILES).read_text()))
+
+    @cached_property
+    def _tally(self) -> Tally:
+        return Tally(self.settings.max_broken_share)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def check(self) -> None:
+        """Raise DataError if a file is gone, or has another size than when it was surveyed."""
+        sizes = json.loads(built(self.folder / FILES).read_text())
+        changed = [name for name in sizes if not (file := ROOT / name).is_file() or file.stat().st_size != sizes[name]]
+        if changed:
+            raise DataError(f"{changed[0]} is gone or has changed ({len(changed):,} such files): {AGAIN}")
+
+    def sample(self, row: int) -> Sample:
+        """Where a picture lies, with its caption."""
+        file, offset, size, end = self._rows[row].tolist()
+        caption = self._captions[self._rows[row - 1, 3] if row else 0 : end].tobytes().decode()
+        return Sample(self._files[file], f"number {row:,}", offset, size, caption)
+
+    def image(self, row: int, size: int, place: tuple[float, float] = (0.5, 0.5)) -> np.ndarray | bool:
+        """A picture, uint8 (size, size, 3); False if it is broken. Raises DataError if too many are."""
+        return opened(self.sample(row), size, self.settings, self._tally, place)
+
+    def __getitems__(self, picks: list[tuple[int, str]]) -> tuple[Tensor, list[str]]:
+        """Pixels (n, 3, h, w) and captions of rows, each with a seed for its crop.
+
+        For a broken picture the next sound one stands in.
+        """
+        images, captions = zip(*itertools.starmap(self._sound, picks), strict=True)
+        return to_pixels(np.stack(images)), list(captions)
+
+    def _sound(self, row: int, seed: str) -> tuple[np.ndarray, str]:
+        source = random.Random(seed)
+        place = (0.5, 0.5) if self.settings.crop == "center" else (source.random(), source.random())
+        rows = itertools.chain(range(row, len(self)), range(row))
+        sound = ((image, at) for at in rows if (image := self.image(at, self.settings.resolution, place)) is not False)
+        image, at = next(sound)  # too many broken ones have raised before it is empty
+        return image, self.sample(at).caption

@@ -1,14 +1,13 @@
-"""Captioned pictures as they are read, whatever holds them: what is of no use is counted, and too much of it stops."""
+"""Captioned pictures as they lie on disk, whatever holds them: what is of no use is counted, too much of it stops."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from splam.config import PictureData
+from splam.config import ROOT, PictureData
 from splam.data.images import DataError, SizeError, decode
 
 PROBLEMS = ("broken images", "unfit sizes", "missing captions", "repeated files", "truncated shards", "lost samples")
@@ -16,31 +15,32 @@ GRACE = 200  # samples by which a share is judged before so many have been read
 
 
 class Sample(NamedTuple):
-    """One sample as it lies in its part, a shard or a file; image is the encoded file."""
+    """A caption, and where its encoded picture lies: `size` bytes of a file from `offset` on, none if it has none."""
 
-    part: str
+    file: str
     key: str
-    image: bytes
+    offset: int
+    size: int
     caption: str
 
 
 @dataclass
 class Tally:
-    """What was read: `counts` of "samples" and of PROBLEMS, and of each problem in each part."""
+    """What was read: `counts` of "samples" and of PROBLEMS, and of each problem in each file."""
 
     max_share: float
     counts: Counter[str] = field(default_factory=Counter)
     faults: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def problem(self, kind: str, part: str, reason: str, number: int = 1) -> None:
+    def problem(self, kind: str, file: str, reason: str, number: int = 1) -> None:
         """Count one of PROBLEMS. Raises DataError if they are more than `max_share` of the samples."""
         self.counts[kind] += number
-        self.faults[kind, part] += number
+        self.faults[kind, file] += number
         if sum(self.counts[kind] for kind in PROBLEMS) > self.max_share * max(self.counts["samples"], GRACE):
             (most, worst), count = self.faults.most_common(1)[0]
             raise DataError(
                 f"more than data.max_broken_share = {self.max_share:g} of the samples are of no use: {self}; {count} "
-                f"{most} in {worst}, the last problem in {part}: {reason}. Replace such files, take them out, or raise "
+                f"{most} in {worst}, the last problem in {file}: {reason}. Replace such files, take them out, or raise "
                 "data.max_broken_share"
             )
 
@@ -48,29 +48,9 @@ class Tally:
         return ", ".join(f"{self.counts[kind]:,} {kind}" for kind in ("samples", *PROBLEMS))
 
 
-@dataclass(frozen=True)
-class Source:
-    """Samples in parts that are read whole: read(part, tally) gives those of one, image or caption empty without."""
-
-    parts: list[str]
-    read: Callable[[str, Tally], Iterator[Sample]]
-
-
 def is_held_out(key: str, share: float) -> bool:
     """Whether a sample belongs to the test split: by a hash of its key, whatever the order and the other samples."""
     return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) < share * 16**8
-
-
-def usable(samples: Iterable[Sample], tally: Tally) -> Iterator[Sample]:
-    """Those samples that have an image file and a caption; all are counted."""
-    for sample in samples:
-        tally.counts["samples"] += 1
-        if not sample.image:
-            tally.problem("broken images", sample.part, f"{sample.key} has no image (.jpg, .png, .webp) beside it")
-        elif not sample.caption:
-            tally.problem("missing captions", sample.part, f"{sample.key} has no caption in UTF-8 beside it")
-        else:
-            yield sample
 
 
 def caption_text(content: bytes) -> str:
@@ -81,15 +61,26 @@ def caption_text(content: bytes) -> str:
         return ""
 
 
-def decoded(
-    sample: Sample, size: int, settings: PictureData, tally: Tally, place: tuple[float, float] = (0.5, 0.5)
-) -> np.ndarray | None:
-    """The image, uint8 (size, size, 3), cropped at `place` (across, down); None if of no use, which is counted."""
-    try:
-        return decode(sample.image, size, place, (settings.smallest_side, settings.largest_ratio))
-    except SizeError as error:
-        limits = f"data.smallest_side = {settings.smallest_side}, data.largest_ratio = {settings.largest_ratio:g}"
-        tally.problem("unfit sizes", sample.part, f"{sample.key}: {error}, beyond {limits}")
-    except Exception as error:  # PIL's decoders raise whatever a broken file leads them to
-        tally.problem("broken images", sample.part, f"{sample.key}: {type(error).__name__}: {error}")
-    return None
+def opened(
+    sample: Sample, size: int | None, settings: PictureData, tally: Tally, place: tuple[float, float] = (0.5, 0.5)
+) -> np.ndarray | bool:
+    """The picture, uint8 (size, size, 3), cropped at `place` (across, down); False if it is of no use: that is counted.
+
+    size: None only reads its dimensions, and gives True.
+    """
+    tally.counts["samples"] += 1
+    if not sample.size:
+        tally.problem("broken images", sample.file, f"{sample.key} has no image (.jpg, .png, .webp) beside it")
+    elif not sample.caption:
+        tally.problem("missing captions", sample.file, f"{sample.key} has no caption in UTF-8 beside it")
+    else:
+        try:
+            with (ROOT / sample.file).open("rb") as file:
+                file.seek(sample.offset)
+                return decode(file.read(sample.size), size, place, (settings.smallest_side, settings.largest_ratio))
+        except SizeError as error:
+            limits = f"data.smallest_side = {settings.smallest_side}, data.largest_ratio = {settings.largest_ratio:g}"
+            tally.problem("unfit sizes", sample.file, f"{sample.key}: {error}, beyond {limits}")
+        except Exception as error:  # PIL's decoders raise whatever a broken file leads them to
+            tally.problem("broken images", sample.file, f"{sample.key}: {type(error).__name__}: {error}")
+    return False

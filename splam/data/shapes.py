@@ -20,7 +20,10 @@ from typing import Self
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
+
+from splam.data.images import to_pixels
 
 SIZE = 32  # pixels
 COLOURS = {
@@ -196,6 +199,12 @@ class Split:
 
     def __getitem__(self, rows: slice | np.ndarray) -> Self:
         return Split(self.images[rows], self.parts[rows])
+
+    def __getitems__(self, picks: list[tuple[int, str]]) -> tuple[Tensor, list[str]]:
+        """Pixels (n, 3, 32, 32) and captions of rows, each with a seed for what its caption tells."""
+        part = self[np.array([row for row, _ in picks])]
+        levels = [draw_levels(np.random.default_rng(list(seed.encode())), 1)[0] for _, seed in picks]
+        return to_pixels(part.images), part.captions(np.array(levels))
 
     def captions(self, levels: np.ndarray | None = None) -> list[str]:
         """The caption of every picture: full ones, or at the given levels, int (n,), index into LEVELS."""

@@ -18,11 +18,10 @@ from splam.config import Params, PictureData, ShapesData
 from splam.data import shapes
 from splam.data.coco import SIZE, SPLITS, Prompts, coco_images, coco_prompts, load_coco
 from splam.data.images import DataError, batched, resize
-from splam.data.pictures import MANIFEST, built, copied_captions, copied_images, read_manifest, shares, survey
+from splam.data.pictures import Pictures, built, read_manifest, shares, survey
 from splam.data.streams import image_stream
 
 PROTOCOLS = {"unseen": "coco30k", "unseen-small": "coco5k"}
-SHOWN = 10  # parts that lack samples
 Data = ShapesData | PictureData
 
 
@@ -67,7 +66,7 @@ def held_out_set(data: Data, folder: Path, dataset: str, count: int) -> HeldOut:
     if data.kind == "shapes":
         held_out = _shapes_set(data, folder, dataset, count)
     elif share := shares(data).get(dataset):
-        held_out = _copied_set(data, folder, share, count)
+        held_out = _own_set(data, folder, share, count)
     else:
         held_out = _coco_set(data, folder, dataset, count)
     if len(held_out.prompts) < count or not held_out.reference_count:
@@ -99,17 +98,18 @@ def _coco_set(data: PictureData, folder: Path, dataset: str, count: int) -> Held
     return HeldOut(protocol, prompts.captions[:count], size, len(coco.images), references, real, False)
 
 
-def _copied_set(data: PictureData, folder: Path, share: str, count: int) -> HeldOut:
-    """The first `count` samples that survey has copied of a share, against the second half of them."""
-    shard, half = built(folder / f"{share}.tar"), data.test_images
+def _own_set(data: PictureData, folder: Path, share: str, count: int) -> HeldOut:
+    """The first `count` samples of a share against as many as data.test_images that come after those."""
+    pictures, half = Pictures(data, folder / share), data.test_images
     size = data.coco.image_size if data.coco else SIZE
 
     def images(rows: range, size: int) -> Iterator[np.ndarray]:
-        return batched(copied_images(shard, rows, size))
+        return batched(pictures.image(row, size) for row in rows)
 
+    pictures.check()
+    prompts = [pictures.sample(row).caption for row in range(min(count, half))]
     references, real = partial(images, range(half, 2 * half), size), partial(images, range(count))
-    protocol = f"{data.kind}-{share.replace('_', '-')}"
-    return HeldOut(protocol, copied_captions(shard)[:half][:count], size, half, references, real, True)
+    return HeldOut(f"{data.kind}-{share.replace('_', '-')}", prompts, size, half, references, real, True)
 
 
 def _prompts(folder: Path, name: str) -> Prompts:
@@ -119,7 +119,7 @@ def _prompts(folder: Path, name: str) -> Prompts:
 def build(data: Data, folder: Path, seed: int) -> None:
     """Make what the other stages read: the images of the tiny world, or of real data what identifies them.
 
-    For shards and folders: folder/manifest.json and the copied shares; for COCO folder/coco30k.json and coco5k.json.
+    For shards and folders: what survey writes; for COCO folder/coco30k.json and coco5k.json.
     """
     if data.kind == "shapes":
         test = data.test_images + data.reference_images
@@ -130,7 +130,7 @@ def build(data: Data, folder: Path, seed: int) -> None:
     for name, split in SPLITS.items() if data.coco else ():
         prompts = coco_prompts(load_coco(Path(data.coco.folder), split), name, data.coco)
         (folder / f"{name}.json").write_text(json.dumps(asdict(prompts), indent=0) + "\n")
-    (folder / MANIFEST).write_text(json.dumps(survey(data, folder), indent=1) + "\n")
+    survey(data, folder)
 
 
 def check(data: Data, folder: Path) -> list[str]:
@@ -139,17 +139,13 @@ def check(data: Data, folder: Path) -> list[str]:
 
 
 def describe(data: Data, folder: Path) -> list[str]:
-    """What the data are, in a few lines: what is in real data, what is used, and the first parts that lack some."""
+    """What the data are, in a few lines; of real data, what was read, what is used, and the most frequent faults."""
     if data.kind == "shapes":
         splits = {name: shapes.Split.load(folder / name) for name in shapes.SPLITS}
         return [f"{n}: {len(s):,} pictures, {len(set(s.captions())):,} full captions" for n, s in splits.items()]
-    manifest = read_manifest(folder)
-    parts = manifest["parts"]
-    training, held_out = (sum(facts[share] for facts in parts.values()) for share in ("training", "held_out"))
-    lines = [f"{len(parts):,} parts: {manifest['read']}", f"{training:,} samples to train on, {held_out:,} held out"]
-    used = {part: facts["training"] + facts["held_out"] for part, facts in parts.items()}
-    lacking = [part for part in parts if used[part] < parts[part]["samples"]]
-    return lines + [f"{part}: {used[part]:,} of {parts[part]['samples']:,} samples" for part in lacking[:SHOWN]]
+    facts = read_manifest(folder)
+    lines = [facts["read"], f"{facts['training']:,} samples to train on, {facts['held_out']:,} held out"]
+    return lines + [f"{fault}, {number:,} times" for fault, number in facts["faults"].items()]
 
 
 def preview(data: Data, folder: Path, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
@@ -157,6 +153,5 @@ def preview(data: Data, folder: Path, count: int, seed: int) -> tuple[np.ndarray
     if data.kind == "shapes":
         train = shapes.Split.load(folder / "train")[:count]
         return np.asarray(train.images), train.captions(np.arange(len(train)) % len(shapes.LEVELS))
-    alone = data.model_copy(update={"workers": 0})
-    pixels, captions = next(image_stream(alone, folder, count, seed).batches())
+    pixels, captions = next(image_stream(data.model_copy(update={"workers": 0}), folder, count, seed).batches())
     return np.rint((pixels.permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8), captions

@@ -22,8 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from splam.config import Params, ParamsError, Run, Training, suggestion
-from splam.data.latents import LatentShards
-from splam.data.streams import LatentStream, image_stream, iteration_generator
+from splam.data.latents import LatentStore
+from splam.data.streams import Stream, image_stream, iteration_generator
 from splam.distill.checkpoints import (
     KEEP,
     last_checkpoint,
@@ -241,8 +241,8 @@ def _open_source(params: Params, run: Run, teacher: Teacher, build: Path, data: 
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     facts = {"solver_skip": settings.solver_skip, "empty_captions": settings.empty_captions}
     if run.training.source == "latents":
-        store = LatentShards(build / "scratch/latents")
-        stream = LatentStream(store, size, run.seed, rank, ranks)
+        store = LatentStore(build / "scratch/latents")
+        stream = Stream(store, size, run.seed, rank, ranks, getattr(params.data, "workers", 0))
         facts["latents"] = digest(store.folder / "index.json")
     else:
         stream = image_stream(params.data, data, size, run.seed, rank, ranks)

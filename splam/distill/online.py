@@ -20,9 +20,8 @@ from splam.networks.teacher import Teacher
 class OnlinePaths:
     """Batches whose images come from a stream and whose paths from the teacher (Alg. 1, lines 1-6).
 
-    A batch of the stream holds training.batch_size samples for this process, or those of all processes, of which this
-    one takes its part. Everything is drawn for the global batch as a whole, noise with one seed per sample, so the
-    number of processes and micro-batches does not matter.
+    A batch of the stream holds training.batch_size samples for this process. All else is drawn for the global batch as
+    a whole, noise with one seed per sample, so the number of processes and micro-batches does not matter.
     """
 
     def __init__(self, stream: Stream, run: Run, teacher: Teacher, settings: Trajectories):
@@ -72,14 +71,9 @@ class OnlinePaths:
 
     def _next(self, iteration: int, share: int, shares: int) -> tuple[Tensor, list[str] | Tensor]:
         """The share's images and captions; the stream is reopened unless this call follows the last one."""
-        micro_batches, size = self.run.training.gradient_accumulation_steps, self.run.training.batch_size
-        micro, rank = divmod(share, shares // micro_batches)
-        position = iteration * micro_batches + micro
+        micro_batches = self.run.training.gradient_accumulation_steps
+        position = iteration * micro_batches + share // (shares // micro_batches)
         if position != self._position:
             self._open = self.stream.batches(position)
         self._position = position + 1
-        images, captions = next(self._open)
-        if len(images) == size:
-            return images, captions
-        mine = slice(rank * size, (rank + 1) * size)
-        return images[mine], captions[mine]
+        return next(self._open)

@@ -10,8 +10,7 @@ from tqdm import tqdm
 from splam.config import Params, Trajectories
 from splam.data import shapes
 from splam.data.images import to_pixels
-from splam.data.latents import encode_shards
-from splam.data.pictures import MANIFEST
+from splam.data.latents import encode_store
 from splam.data.streams import image_stream
 from splam.data.testsets import preview
 from splam.distill.paths import TrajectoryCache, digest
@@ -88,7 +87,7 @@ def encode_latents(params: Params, teacher: Teacher, data: Path, folder: Path) -
 
     Order and crops are those of training from images; data: what the data stage wrote. A stopped run resumes.
     """
-    settings, images = params.latents["train"], "train" if params.data.kind == "shapes" else MANIFEST
+    settings, images = params.latents["train"], "train" if params.data.kind == "shapes" else "training"
     stream = image_stream(params.data, data, settings.batch_size, params.seed)
 
     def encode(pixels: Tensor, captions: list[str], number: int) -> tuple[Tensor, Tensor]:
@@ -106,4 +105,4 @@ def encode_latents(params: Params, teacher: Teacher, data: Path, folder: Path) -
         "encoders": digest(*(teacher.folder / part for part in ("vae", "text_encoder", "tokenizer"))),
         "images": digest(data / images),
     }
-    encode_shards(stream.batches, encode, folder, settings, facts)
+    encode_store(stream.batches, encode, folder, settings, facts)

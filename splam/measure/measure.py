@@ -1,5 +1,6 @@
 """From images to the columns of a row: what a test set's samples are measured against, and every metric of them."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from tqdm import tqdm
 
-from splam.data.images import RunningHash, array_hash
 from splam.data.testsets import HeldOut
 from splam.measure import fid
 from splam.measure.clip import ClipScorer, clip_score
@@ -51,14 +51,15 @@ class References:
 
 def make_references(teacher: Teacher, held_out: HeldOut, clips: dict[str, ClipScorer], features: str) -> References:
     """What samples of one test set are measured against; features: a name that load_features knows."""
-    extract, running, parts = fid.load_features(features, teacher.device), RunningHash(held_out.reference_count), []
+    extract, shown, parts = fid.load_features(features, teacher.device), hashlib.sha256(), []
     for images in tqdm(held_out.references(), desc=f"references of {held_out.protocol}", mininterval=2):
-        running.update(images)
+        shown.update(images.tobytes())
         parts.append(extract(images))
     found, prompts = np.concatenate(parts), held_out.prompts
     quote = {"protocol": held_out.protocol, "fid_name": fid.FID_NAMES[features]}
     quote |= {column.replace("score", "name"): clip.name for column, clip in clips.items()}
-    quote |= {"references": running.digits(), "captions": array_hash(np.array(prompts))}
+    asked = hashlib.sha256(json.dumps(prompts).encode())
+    quote |= {"references": shown.hexdigest()[:16], "captions": asked.hexdigest()[:16]}
     text = {column: clip.text_features(prompts) for column, clip in clips.items()}
     return References(quote, held_out.size, prompts, found, fid.neighbour_distances(found), text)
 

@@ -1,16 +1,13 @@
 """Any text-to-image pipeline of diffusers, a student's or somebody else's, opened as it is and asked for images."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from splam.method.sampling import generators
-from splam.networks.teacher import HUB_ID, UNCHECKED, check_finite, check_source, check_weights
+from splam.networks.teacher import HUB_ID, UNCHECKED, check_source, check_weights, to_images
 
 
 def open_any(
@@ -64,25 +61,12 @@ def draw_images(pipeline, prompts: list[str], seeds: list[int], steps: int, guid
 
     Raises ValueError if one is not finite.
     """
-    how = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "np"}
-    with _decoding_in_float32(pipeline.vae):
-        images = pipeline(prompts, generator=generators(seeds), **how).images
-    return (images * 255).round().astype(np.uint8)
-
-
-@contextmanager
-def _decoding_in_float32(vae: nn.Module) -> Iterator[None]:
-    """Have an autoencoder decode latents of any dtype in float32, to images that are finite before they are clamped."""
-    dtype, decode = vae.dtype, vae.to(torch.float32).decode
-
-    def checked(latents: Tensor, *arguments: Any, **options: Any) -> Any:
-        decoded = decode(latents.float(), *arguments, **options)
-        check_finite(decoded[0])
-        return decoded
-
-    vae.decode = checked
-    try:
-        yield
-    finally:
-        del vae.decode
-        vae.to(dtype)
+    how = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
+    latents, vae = pipeline(prompts, generator=generators(seeds), **how).images.float(), pipeline.vae
+    if getattr(vae.config, "latents_mean", None):
+        raise ValueError(f"{type(vae).__name__} has latents_mean, which is not supported: leave this pipeline out")
+    latents = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0)
+    dtype = vae.dtype
+    images = to_images(vae.to(torch.float32).decode(latents).sample)
+    vae.to(dtype)
+    return images.numpy()

@@ -26,15 +26,13 @@ NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trai
 
 
 def to_images(pixels: Tensor) -> Tensor:
-    """Pixels (n, 3, h, w) in [-1, 1] to images uint8 (n, h, w, 3) on the CPU; ValueError if one is not finite."""
-    check_finite(pixels)
-    return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+    """Pixels (n, 3, h, w) in [-1, 1] to images uint8 (n, h, w, 3) on the CPU.
 
-
-def check_finite(pixels: Tensor) -> None:
-    """Raise ValueError for images that, clamped and rounded, would be black or white without a word."""
+    Raises ValueError if one is not finite: clamped and rounded, it would be black or white without a word.
+    """
     if not pixels.isfinite().all():
         raise ValueError("an image is not finite: the network diverged, or overflowed in half precision")
+    return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
 def call_unet(unet: nn.Module, z: Tensor, time: Tensor, captions: Tensor, condition: Tensor | None = None) -> Tensor:

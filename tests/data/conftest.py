@@ -2,17 +2,16 @@
 
 import io
 import itertools
-import json
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
-import webdataset
 from PIL import Image
 
 from splam.config import CocoData, PictureData
-from splam.data.pictures import MANIFEST, survey
-from splam.data.streams import PictureStream
+from splam.data.pictures import survey
+from splam.data.streams import Stream, image_stream
 
 
 def encoded(colour: int, kind: str = "PNG", size: tuple[int, int] = (12, 8)) -> bytes:
@@ -29,15 +28,18 @@ def sample(number: int) -> dict[str, bytes]:
 
 def write_shard(path, samples) -> str:
     """samples: {key: {suffix: bytes}}."""
-    with webdataset.TarWriter(str(path), encoder=False) as writer:
+    with tarfile.open(path, "w") as tar:
         for key, content in samples.items():
-            writer.write({"__key__": key, **content})
+            for suffix, data in content.items():
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
     return str(path)
 
 
 def surveyed(settings, folder: Path) -> Path:
-    """The folder, with the manifest that the data stage writes, without copies."""
-    (folder / MANIFEST).write_text(json.dumps(survey(settings.model_copy(update={"test_images": 0}), folder)))
+    """The folder, with what the data stage writes where no test set is wanted."""
+    survey(settings.model_copy(update={"test_images": 0}), folder)
     return folder
 
 
@@ -45,15 +47,15 @@ def surveyed(settings, folder: Path) -> Path:
 def opened(tmp_path_factory):
     """A stream over settings, after the data stage's survey of them."""
 
-    def stream(settings, *arguments, **more) -> PictureStream:
-        return PictureStream(settings, surveyed(settings, tmp_path_factory.mktemp("survey")), *arguments, **more)
+    def stream(settings, *arguments, **more) -> Stream:
+        return image_stream(settings, surveyed(settings, tmp_path_factory.mktemp("survey")), *arguments, **more)
 
     return stream
 
 
 def laion_settings(*shards, **changes) -> PictureData:
     """Settings of 16-pixel images that are read in this process."""
-    base = dict(kind="laion", resolution=16, workers=0, shuffle_buffer=8, max_broken_share=0.1, held_out_share=0.1)
+    base = dict(kind="laion", resolution=16, workers=0, max_broken_share=0.1, held_out_share=0.1)
     base |= {"smallest_side": 8, "test_images": 2, "coco": CocoData(folder="coco")}
     return PictureData.model_validate({**base, "shards": [str(shard) for shard in shards], **changes})
 

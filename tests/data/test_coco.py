@@ -61,17 +61,6 @@ def test_caption_lists_of_every_form(coco, tmp_path, form):
     assert (prompts.protocol, prompts.image_ids) == ("coco30k", [49, 42])
 
 
-def test_ids_are_the_images_only_where_they_can_be(coco, tmp_path):
-    """A column `id` holds those of images in one public list, of annotations or rows in others."""
-    (tmp_path / "list.csv").write_text(f"id,prompt\n49,{coco.captions[49][0]}\n42,{coco.captions[42][1]}\n")
-    assert coco_prompts(coco, "coco30k", settings(captions_30k=str(tmp_path / "list.csv"))).image_ids == [49, 42]
-    (tmp_path / "list.csv").write_text(f"id,prompt\n42,{coco.captions[49][0]}\n49,{coco.captions[42][1]}\n")
-    assert coco_prompts(coco, "coco30k", settings(captions_30k=str(tmp_path / "list.csv"))).image_ids == [49, 42]
-    (tmp_path / "list.csv").write_text("coco_id,prompt\nfirst,a dog\n")
-    with pytest.raises(DataError, match="list.csv has image ids that are no whole numbers .*'first'"):
-        coco_prompts(coco, "coco30k", settings(captions_30k=str(tmp_path / "list.csv")))
-
-
 def test_equal_captions_go_to_all_images_that_have_them(tmp_path):
     """Hundreds of COCO's images are called `A man riding a wave on top of a surfboard.`"""
     waves = Coco({1: tmp_path, 2: tmp_path, 3: tmp_path}, {1: ["A wave."], 2: ["a dog"], 3: ["a wave"]})

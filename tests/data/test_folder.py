@@ -8,10 +8,10 @@ import pytest
 
 from splam.config import PictureData
 from splam.data import testsets
-from splam.data.folder import open_folder
+from splam.data.folder import read_folder
 from splam.data.images import DataError
-from splam.data.pictures import survey
-from splam.data.samples import Tally, is_held_out, usable
+from splam.data.pictures import Pictures, survey
+from splam.data.samples import is_held_out
 from splam.data.streams import image_stream
 from tests.data.conftest import encoded, take
 
@@ -28,11 +28,11 @@ def folder(tmp_path):
     return tmp_path / "mine"
 
 
-def read(folder) -> tuple[dict[str, str], dict[str, int]]:
-    """The captions of the pictures that are of use, by path, and what was counted."""
-    tally, source = Tally(1), open_folder(str(folder))
-    samples = usable((sample for part in source.parts for sample in source.read(part, tally)), tally)
-    return {sample.part: sample.caption for sample in samples}, dict(tally.counts)
+def read(folder) -> tuple[dict[str, str], tuple[int, int, int]]:
+    """The captions of the pictures that have both, by path; the samples, those without picture, without caption."""
+    samples = list(read_folder(str(folder)))
+    kept = {s.file.removeprefix(f"{folder}/"): s.caption for s in samples if s.size and s.caption}
+    return kept, (len(samples), sum(not s.size for s in samples), sum(not s.caption for s in samples if s.size))
 
 
 def describe(folder) -> None:
@@ -47,7 +47,7 @@ EXPECTED = {name: f"picture {number}" for name, number in EXPECTED.items()}
 
 def test_captions_beside_the_pictures(folder):
     describe(folder)
-    assert read(folder) == (EXPECTED, {"samples": 6})
+    assert read(folder) == (EXPECTED, (6, 0, 0))
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
@@ -62,7 +62,7 @@ def test_captions_of_the_imagefolder_layout(folder, kind, nested):
             lines = [json.dumps({"file_name": name, "text": text, "seed": 1}) for name, text in rows]
         head = ["file_name,caption"] if kind == "csv" else []
         (folder / place / f"metadata.{kind}").write_text("\n".join([*head, *lines]) + "\n")
-    assert read(folder) == (EXPECTED, {"samples": 6})
+    assert read(folder) == (EXPECTED, (6, 0, 0))
 
 
 def test_what_is_missing_is_counted(folder):
@@ -75,11 +75,11 @@ def test_what_is_missing_is_counted(folder):
     (folder / "b c/2.png").write_bytes(b"")
     kept, counts = read(folder)
     assert sorted(kept) == ["b c/3.png", "b c/4.x.png", "b c/5.png"]
-    assert counts == {"samples": 7, "missing captions": 2, "broken images": 2}
+    assert counts == (7, 2, 2)
     for path in folder.rglob("*.txt"):
         path.unlink()
     (folder / "metadata.csv").write_text("file_name,text\n0.png,a\n1.PNG,\ngone.png,b\n")
-    assert read(folder)[1] == {"samples": 7, "missing captions": 4, "broken images": 2}
+    assert read(folder)[1] == (7, 2, 4)
 
 
 @pytest.mark.parametrize(
@@ -96,13 +96,13 @@ def test_what_is_ambiguous_is_refused(folder, files, message):
     for name, content in files.items():
         (folder / name).write_text(content)
     with pytest.raises(DataError, match=message):
-        open_folder(str(folder))
+        list(read_folder(str(folder)))
 
 
 def test_a_folder_without_pictures_is_named(tmp_path):
     for name in (tmp_path, tmp_path / "none"):
         with pytest.raises(DataError, match=f"data.folder = {name} holds no pictures: correct it"):
-            open_folder(str(name))
+            list(read_folder(str(name)))
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def settings(tmp_path) -> PictureData:
     for number in range(60):
         (tmp_path / f"mine/{number}.png").write_bytes(encoded(4 * number) if number != 7 else b"none")
         (tmp_path / f"mine/{number}.txt").write_text(f"picture {number}")
-    facts = {"resolution": 16, "workers": 0, "shuffle_buffer": 8, "smallest_side": 8, "max_broken_share": 0.1}
+    facts = {"resolution": 16, "workers": 0, "smallest_side": 8, "max_broken_share": 0.1}
     return PictureData(kind="folder", folder=str(tmp_path / "mine"), held_out_share=0.4, test_images=8, **facts)
 
 
@@ -137,17 +137,12 @@ def test_a_folder_is_trained_on_and_tested_with(settings, tmp_path):
 
 
 def test_a_held_out_picture_stays_so_in_another_folder(settings, tmp_path):
-    (tmp_path / "data").mkdir()
-    held = [part for part, facts in survey(settings, tmp_path / "data")["parts"].items() if facts["held_out"]]
+    def held(settings, out) -> list[str]:
+        survey(settings, out)
+        kept = Pictures(settings, out / "held_out")
+        return sorted(kept.sample(row).caption for row in range(len(kept)))
+
+    first = held(settings, tmp_path / "a")
     shutil.move(tmp_path / "mine", tmp_path / "theirs/deep")
     moved = settings.model_copy(update={"folder": str(tmp_path / "theirs")})
-    again = [part for part, facts in survey(moved, tmp_path / "data")["parts"].items() if facts["held_out"]]
-    assert sorted(again) == sorted(f"deep/{part}" for part in held) and len(held) > 15
-
-
-def test_resuming_reads_only_what_comes(settings, tmp_path):
-    testsets.build(settings, tmp_path / "data", seed=0)
-    stream = image_stream(settings, tmp_path / "data", 4, seed=0)
-    whole, opens, reader = take(stream, 30), [], stream.source.read
-    object.__setattr__(stream.source, "read", lambda part, tally: opens.append(part) or reader(part, tally))
-    assert take(stream, 1, start=25)[0][1] == whole[25][1] and len(opens) == 4
+    assert held(moved, tmp_path / "b") == first and len(first) > 15

@@ -1,4 +1,4 @@
-"""Pictures of every form as they are meant, hashes that name arrays, and pixels."""
+"""Pictures of every form as they are meant, and pixels."""
 
 import io
 
@@ -7,21 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from splam.data.images import DataError, RunningHash, SizeError, array_hash, decode, to_pixels
-
-
-def test_a_hash_sees_shape_type_and_content_but_no_batches():
-    array = np.arange(24).reshape(6, 4)
-    others = [array.reshape(4, 6), array.astype(np.int32), array + 1, array[:5]]
-    assert len({array_hash(a) for a in [array, *others]}) == 5
-    running = RunningHash(6)
-    for part in (array[:1], array[1:4], array[4:]):
-        running.update(part)
-    assert running.digits() == array_hash(array) == array_hash(np.asfortranarray(array))
-    with pytest.raises(ValueError, match="5 rows were hashed, not the 6"):
-        short = RunningHash(6)
-        short.update(array[:5])
-        short.digits()
+from splam.data.images import DataError, SizeError, decode, to_pixels
 
 
 def test_pixels_are_channels_first_from_minus_one_to_one():

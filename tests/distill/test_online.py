@@ -26,17 +26,10 @@ def test_a_batch_is_the_same_however_it_is_cut(teacher, processes, micro_batches
     size, shares = 4 // (processes * micro_batches), processes * micro_batches
     training = {"batch_size": size, "gradient_accumulation_steps": micro_batches}
     parts = [
-        online(teacher, FakeStream(size * processes), training=training).batch(3, share, shares)
+        online(teacher, FakeStream(size, share % processes, processes), training=training).batch(3, share, shares)
         for share in range(shares)  # the trainer's numbering: micro-batch x processes + rank
     ]
     assert_same(parts, online(teacher).batch(3, 0, 1))
-
-
-def test_a_stream_may_give_each_process_its_own_share(teacher):
-    """Rank 1's stream of batches of 2 takes the place of the second half of batches of 4."""
-    whole = online(teacher, FakeStream(4), training={"batch_size": 2}).batch(0, 1, 2)
-    own = SimpleNamespace(batches=lambda start=0: FakeStream(2).batches(start + 1))
-    assert_same([online(teacher, own, training={"batch_size": 2}).batch(0, 1, 2)], whole)
 
 
 def test_it_resumes_where_it_was_and_is_entered_once(teacher):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from splam.data import testsets
-from splam.data.latents import LatentShards
+from splam.data.latents import LatentStore
 from splam.data.streams import image_stream
 from splam.distill import trajectories
 from splam.distill.loop import open_distillation
@@ -15,7 +15,7 @@ from splam.distill.trajectories import build_cache, encode_latents, make_draws
 from tests.data.conftest import laion_settings, surveyed
 from tests.distill.builders import RUN, profile
 
-LATENTS = "latents.train={images: 10, batch_size: 4, batches_per_file: 2}"
+LATENTS = "latents.train={images: 10, batch_size: 4}"
 
 
 def test_draws_are_the_same_for_every_w_and_other_for_another_seed(cache, teacher, data):
@@ -44,7 +44,7 @@ def test_the_cache_keeps_captions_and_images_together(cache, teacher, data):
 
 @pytest.fixture
 def shards(laion_folder, tmp_path):
-    """A profile of webdataset shards with a latents stage, and what the data stage leaves of them: their manifest."""
+    """A profile of shards with a latents stage, and what the data stage notes of them."""
     data = surveyed(laion_settings(f"{laion_folder}/*.tar", held_out_share=0.35), tmp_path)
     settings = [f"data.shards=['{laion_folder}/*.tar']", "data.resolution=32", "data.max_broken_share=1", LATENTS]
     return lambda *more: profile("training.source=latents", *settings, *more, name="rehearsal"), data
@@ -54,10 +54,10 @@ def test_means_are_what_a_training_would_encode(shards, teacher, tmp_path):
     made, data = shards
     params = made("training.latents=mean", "latents.train.dtype=float32")
     encode_latents(params, teacher, data, tmp_path / "out")
-    kept, batches = LatentShards(tmp_path / "out"), image_stream(params.data, data, 4, params.seed).batches()
+    kept, batches = LatentStore(tmp_path / "out"), image_stream(params.data, data, 4, params.seed).batches()
     for number in range(3):  # 10 images are three whole batches of 4
         pixels, captions = next(batches)
-        latents, embeddings = kept.rows(range(4 * number, 4 * number + 4))
+        latents, embeddings = kept.__getitems__([(row, "") for row in range(4 * number, 4 * number + 4)])
         torch.testing.assert_close(latents, teacher.encode(pixels))
         torch.testing.assert_close(embeddings, teacher.embed(captions))
     assert len(kept) == 12
@@ -71,7 +71,7 @@ def test_samples_are_drawn_once_and_a_stopped_stage_draws_the_same(shards, teach
     made, data = shards
     params = made()
     encode_latents(params, teacher, data, tmp_path / "whole")
-    kept, _ = LatentShards(tmp_path / "whole").rows([0, 1])
+    kept = LatentStore(tmp_path / "whole").parts[0][:2].float()
     pixels, _ = next(image_stream(params.data, data, 4, params.seed).batches())
     mean, std = teacher.encode_distribution(pixels[:2])
     moved = ((kept - mean) / std).abs()
@@ -80,7 +80,7 @@ def test_samples_are_drawn_once_and_a_stopped_stage_draws_the_same(shards, teach
     def stopped(*arguments):
         def batches(start):
             for number, batch in enumerate(image_stream(*arguments).batches(start)):
-                if number == 2:
+                if number == 2:  # the first tells the shapes
                     raise KeyboardInterrupt
                 yield batch
 
@@ -89,7 +89,8 @@ def test_samples_are_drawn_once_and_a_stopped_stage_draws_the_same(shards, teach
     monkeypatch.setattr(trajectories, "image_stream", stopped)
     with pytest.raises(KeyboardInterrupt):
         encode_latents(params, teacher, data, tmp_path / "resumed")
-    assert len(list((tmp_path / "resumed").glob("*.safetensors"))) == 1
+    sizes = [(tmp_path / name / "latents.bin").stat().st_size for name in ("resumed", "whole")]
+    assert 0 < sizes[0] < sizes[1]
     monkeypatch.undo()
     encode_latents(params, teacher, data, tmp_path / "resumed")
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
@@ -98,13 +99,13 @@ def test_samples_are_drawn_once_and_a_stopped_stage_draws_the_same(shards, teach
 def test_latents_of_other_data_are_replaced_and_of_other_test_sets_are_not(shards, teacher, tmp_path):
     made, data = shards
     encode_latents(made(), teacher, data, tmp_path / "out")
-    plan = LatentShards(tmp_path / "out").plan
+    plan = LatentStore(tmp_path / "out").plan
     encode_latents(made("data.coco.folder=elsewhere"), teacher, data, tmp_path / "out")
-    assert LatentShards(tmp_path / "out").plan == plan
-    with (data / "manifest.json").open("a") as manifest:
-        manifest.write("\n")
+    assert LatentStore(tmp_path / "out").plan == plan
+    with (data / "training/files.json").open("a") as files:
+        files.write("\n")
     encode_latents(made(), teacher, data, tmp_path / "out")
-    assert LatentShards(tmp_path / "out").plan != plan
+    assert LatentStore(tmp_path / "out").plan != plan
 
 
 def test_a_folder_of_pictures_is_encoded_and_trained_on(laion_folder, teacher, teacher_folder, tmp_path):

@@ -1,6 +1,7 @@
 """Run by test_processes.py, under torchrun too: gradients, then two steps, a save and a load."""
 
 import copy
+import os
 import sys
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from tests.runs import SETTINGS, FakeStream, small_run
 def measure(teacher_folder: Path, **training) -> dict:
     """Loss and gradient of iteration 0, the target after four steps, and whether a checkpoint brings all back."""
     teacher, run = load_teacher(teacher_folder), small_run(training=training)
-    size = run.training.batch_size * run.training.processes
+    stream = FakeStream(run.training.batch_size, int(os.environ.get("RANK", 0)), run.training.processes)
 
     def start() -> Distillation:
-        return Distillation(run, teacher, OnlinePaths(FakeStream(size), run, teacher, SETTINGS))
+        return Distillation(run, teacher, OnlinePaths(stream, run, teacher, SETTINGS))
 
     def shared(job: Distillation, loss: torch.Tensor) -> float:
         return job.accelerator.reduce(loss, "mean").item()

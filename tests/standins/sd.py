@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import webdataset
 from PIL import Image
 
 from splam.data import shapes
@@ -56,21 +56,24 @@ def write_laion(folder: Path, seed: int, shards: int = SHARDS, samples: int = SA
     source = pictures(seed, shards * samples)
     paths = [folder / f"{shard:05d}.tar" for shard in range(shards)]
     for shard, path in enumerate(paths):
-        with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as writer:
+        with tarfile.open(path, "w") as tar:
             for number in range(samples):
                 image, caption = next(source)
                 content = jpeg(image)
                 content = content[: len(content) // 2] if (shard, number) == BROKEN else content
                 caption = "" if (shard, number) == CAPTIONLESS else caption
-                writer.write(_sample(f"{shard:05d}{number:04d}", content, caption, image.size))
+                for name, data in _sample(f"{shard:05d}{number:04d}", content, caption, image.size).items():
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
     return paths
 
 
-def _sample(key: str, content: bytes, caption: str, size: tuple[int, int]) -> dict[str, str | bytes]:
-    """One sample with the facts that img2dataset puts into its .json."""
+def _sample(key: str, content: bytes, caption: str, size: tuple[int, int]) -> dict[str, bytes]:
+    """The members of one sample, with the facts that img2dataset puts into its .json."""
     facts = {"caption": caption, "key": key, "status": "success", "error_message": None}
     facts |= dict(zip(("width", "height"), size, strict=True))
-    return {"__key__": key, "jpg": content, "txt": caption.encode(), "json": json.dumps(facts).encode()}
+    return {f"{key}.jpg": content, f"{key}.txt": caption.encode(), f"{key}.json": json.dumps(facts).encode()}
 
 
 def write_coco(folder: Path, seed: int) -> None:
