@@ -88,6 +88,14 @@ def fit(module: nn.Module, loss: Loss, recipe: Recipe, name: str) -> nn.Module:
     return average.module.eval()
 
 
+def fit_further(module: nn.Module, loss: Loss, recipe: Recipe, name: str) -> nn.Module:
+    """`fit`, and from its average again for each of recipe.further, which says what is then different."""
+    average = fit(module, loss, recipe, name)
+    for number, changes in enumerate(recipe.further, 1):
+        average = fit(average.train(), loss, Recipe(**vars(recipe) | changes), f"{name}-{number}")
+    return average
+
+
 def rate(iteration: int, recipe: Recipe) -> float:
     """The learning rate: linear warm-up, then falling linearly to 0 at the last iteration."""
     warm = min(1.0, (iteration + 1) / recipe.lr_warmup_steps)
@@ -210,7 +218,7 @@ def train_unet(recipe: Recipe) -> None:
             predicted = unet(z_t, t, embeddings[caption].float()).sample
         return (predicted - v).square().mean()
 
-    fit(unet, loss, recipe, "unet").to(torch.float16).save_pretrained(OUT / "unet")
+    fit_further(unet, loss, recipe, "unet").to(torch.float16).save_pretrained(OUT / "unet")
 
 
 def caption_table(train: shapes.Split) -> tuple[list[str], Tensor]:
@@ -249,8 +257,7 @@ def train_clip(recipe: Recipe) -> None:
         image, text, scale = clip(to_pixels(train.images[rows.numpy()]), tokens[index[level, rows]])
         return loss_function(image, text, scale)
 
-    clip, folder = fit(clip, loss, recipe, "clip"), OUT / "clip"
-    clip = fit(clip.train(), loss, Recipe(**vars(recipe) | recipe.further), "clip-further")
+    clip, folder = fit_further(clip, loss, recipe, "clip"), OUT / "clip"
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in clip.state_dict().items()}, folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}, indent=2) + "\n")
