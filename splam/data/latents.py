@@ -99,6 +99,10 @@ class LatentStore:
             opened.append(torch.from_file(str(path), size=math.prod(shape), dtype=dtype).view(shape))
         return tuple(opened)
 
+    def check(self) -> None:
+        """Raise FileNotFoundError or DataError if there is nothing in the folder, or not all of it."""
+        assert len(self.parts) == len(PARTS)
+
     def __len__(self) -> int:
         return self.plan["images"]
 
