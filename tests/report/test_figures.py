@@ -76,8 +76,7 @@ def test_a_caption_is_text_whatever_is_in_it(tmp_path):
 
 
 def test_a_name_is_text_whatever_is_in_it(metrics, points):
-    found = points["figure2c"].assign(student="Ours ($5_{)", series="Ours ($5_{) and $6")
-    figure = plot("figure2c", found, metrics)
+    figure = plot("figure2c", points["figure2c"].assign(series="Ours ($5_{) and $6"), metrics)
     assert figures.png(figure) and legend(figure.axes[0]) == {"Ours ($5_{) and $6"}
 
 

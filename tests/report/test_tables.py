@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -139,7 +138,6 @@ def test_other_pipelines_stand_in_table_2_beside_the_papers_number(metrics):
 
 
 def test_splam_lora_stands_beside_lcm_lora(metrics, built):
-    """Where it was measured; the paper has none."""
     assert "SPLAM-LoRA" not in {name.split(" (")[0] for name in built["table2c"]["method"]}
     facts = {"system": "lora", "run": "lora", "method": "SPLAM-LoRA"}
     row = where(metrics.rows, method="SPLAM", variant="scaled input", guidance_scale=8, skip=100).assign(**facts)
@@ -148,6 +146,5 @@ def test_splam_lora_stands_beside_lcm_lora(metrics, built):
 
 
 def test_a_name_ends_no_cell_of_a_table():
-    table = pd.DataFrame({"method": ["a|b", "c"], "FID": ["1", "2"]})
-    rows = tables.markdown(table).splitlines()
-    assert r"a\|b" in rows[2] and all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows)
+    table = pd.DataFrame({"method": ["a|b"], "FID": ["1"]})
+    assert tables.markdown(table).splitlines()[2].replace(" ", "") == r"|a\|b|1|"

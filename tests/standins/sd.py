@@ -4,10 +4,9 @@
 
 writes OUT/pipeline, a folder of Stable Diffusion 1.5's classes, blocks and files with random weights of a small
 width; OUT/laion, three shards as img2dataset writes them, with one broken image and one missing caption; OUT/coco, the
-files of val2014 and val2017; and OUT/own, what somebody has who follows docs/own-model.md: the same pipeline as model/
-and the shards' pictures, each with a .txt beside it, as pictures/. The pictures are those of splam.data.shapes. Their
-numbers mean nothing: they are there so that everything that can go wrong before the first number does so in minutes.
-The same seed gives the same bytes.
+files of val2014 and val2017; and OUT/own, what docs/own-model.md begins with: model/, the same pipeline, and pictures/,
+those of the shards with a .txt beside each. The pictures are drawn by splam.data.shapes. Their numbers mean nothing:
+they are there so that what can go wrong before the first number does so in minutes. A seed always gives the same bytes.
 """
 
 from __future__ import annotations
