@@ -14,7 +14,8 @@ export PYTHONPATH := $(CURDIR)
 export PYTHONUTF8 := 1
 unexport PYTHONOPTIMIZE PYTHONSAFEPATH
 
-.PHONY: help plan repro switch evidence test lint teacher lock lab bench-gpu clean-scratch
+.NOTPARALLEL:
+.PHONY: help plan repro night switch evidence test lint teacher lock lab bench-gpu clean-scratch
 help:
 	@echo "make repro [PROFILE=$(PROFILE)]  compose conf/profile/PROFILE.yaml, run the pipeline, write reports/PROFILE"
 	@echo "make plan [PROFILE=$(PROFILE)]   what a profile still needs, before anything is spent"
@@ -27,10 +28,10 @@ help:
 	@echo "make lock                 pin the packages of pyproject.toml and requirements.in in requirements.txt"
 	@echo "make clean-scratch        drop checkpoints of unfinished trainings, and latents that are encoded once"
 
-# What the rehearsal profile reads in place of Stable Diffusion, LAION and COCO.
-STAND_INS := build/rehearsal/pipeline/model_index.json
+# What the rehearsals read in place of Stable Diffusion, LAION, COCO and pictures of one's own.
+STAND_INS := build/rehearsal/own/model/model_index.json
 
-repro: $(INSTALLED) $(if $(filter rehearsal,$(PROFILE)),$(STAND_INS)) switch
+repro: $(INSTALLED) $(if $(filter rehearsal%,$(PROFILE)),$(STAND_INS)) $(if $(filter rehearsal,$(PROFILE)),night) switch
 	@test -e .git || dvc config --local core.no_scm true
 	@python -m splam.profile $(PROFILE)
 	$(if $(filter 1,$(JOBS)),,$(PARALLEL))
@@ -39,13 +40,17 @@ repro: $(INSTALLED) $(if $(filter rehearsal,$(PROFILE)),$(STAND_INS)) switch
 
 # Small networks have no use for a whole machine: stages that do not wait for one another run JOBS at a time, a thread
 # each, and `dvc repro` does what is left. It would also do everything by itself, one stage after another.
-JOBS ?= $(if $(filter tiny smoke,$(PROFILE)),2,1)
+JOBS ?= $(if $(filter tiny smoke rehearsal%,$(PROFILE)),2,1)
 at_once = dvc stage list --name-only | grep -E '^($(1))(@|$$)' | xargs -P $(JOBS) -n 1 dvc --wait-for-lock repro -s
 define PARALLEL
 ! dvc repro --dry | grep -q '^Running stage' || { export OMP_NUM_THREADS=1; dvc repro data.dvc teacher && \
 	$(call at_once,references|trajectories) && $(call at_once,teacher-samples|distill) && \
 	$(call at_once,evaluate|baselines|sample|delta); }
 endef
+
+# The rehearsal begins with that of sd15-night: a folder of pictures, and LoRA.
+night:
+	$(MAKE) repro PROFILE=rehearsal-night
 
 # Another profile has other stages: what this one left is cleared, and comes back from DVC's cache when it does.
 switch:

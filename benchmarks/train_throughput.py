@@ -3,8 +3,9 @@
     python -m benchmarks.train_throughput             # on a GPU; writes benchmarks/gpu-throughput.md
     python -m benchmarks.train_throughput --tiny-cpu  # the same code on a shrunk network, to see that it runs
 
-Nothing is downloaded: speed and memory do not depend on what the weights are. Every cell is a training as
-splam.distill runs it: images are encoded, carried along by the teacher, and one AdamW step is made.
+Nothing is downloaded: speed and memory do not depend on what the weights are. Every row is a training as
+splam.distill runs it: images are encoded, carried along by the teacher, and one AdamW step is made. The last rows are
+the runs of sd15-night with their own batch size, for the aim that they stay below 20 GB.
 """
 
 import argparse
@@ -20,11 +21,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from splam.config import ROOT, Run, Trajectories
+from splam.config import ROOT, Run, Trajectories, parse
 from splam.distill.loop import Distillation
 from splam.distill.online import OnlinePaths
 from splam.method.schedule import Schedule
 from splam.networks.teacher import Teacher, float32_output, tiny_scheduler
+from splam.profile import compose
 
 UNET = {
     "sample_size": 64,
@@ -65,16 +67,6 @@ TINY_TEXT = TEXT | {"hidden_size": 16, "intermediate_size": 16, "num_hidden_laye
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """One line of the table. k = 100 is with multiple estimation: five solver steps."""
-
-    trained: str
-    skip: int
-    compiled: bool
-    checkpointing: bool
-
-
-@dataclasses.dataclass(frozen=True)
 class RandomImages:
     """A stream of noise images, so that reading data is not what is measured."""
 
@@ -107,8 +99,8 @@ def random_teacher(device: str, tiny: bool) -> Teacher:
     return Teacher(unet, vae, text, tokenizer, schedule, dict(scheduler.config), Path(), bf16=True)
 
 
-def cell_run(cell: Cell, batch_size: int) -> Run:
-    """SPLAM or SPLAM-LoRA in bf16 autocast, with the authors' hyperparameters."""
+def authors_run(trained: str, skip: int, compiled: bool, checkpointing: bool, batch_size: int) -> Run:
+    """SPLAM or SPLAM-LoRA in bf16 autocast, with the authors' hyperparameters; k = 100 with multiple estimation."""
     training = {
         "iterations": 1,
         "batch_size": batch_size,
@@ -119,21 +111,29 @@ def cell_run(cell: Cell, batch_size: int) -> Run:
         "ema_decay": 0.95,
         "loss": "huber",
         "bf16": True,
-        "gradient_checkpointing": cell.checkpointing,
-        "compile": cell.compiled,
+        "gradient_checkpointing": checkpointing,
+        "compile": compiled,
         "source": "data",
         "lora_rank": 64,
         "checkpoint_seconds": 1e9,
     }
-    facts = {"name": "benchmark", "seed": 0, "method": "splam", "guidance_scale": 8, "skip": cell.skip}
-    facts["adapter"] = "lora" if cell.trained == "LoRA" else None
-    return Run(**facts, multiple_estimation=cell.skip > 20, training=training)
+    facts = {"name": "splam", "seed": 0, "method": "splam", "guidance_scale": 8, "skip": skip}
+    facts["adapter"] = "lora" if trained == "LoRA" else None
+    return Run(**facts, multiple_estimation=skip > 20, training=training)
 
 
-def measure(cell: Cell, teacher: Teacher, batch_size: int, warm_up: int, steps: int) -> dict[str, str]:
-    """One line: GiB at the peak (of the GPU, over all that training allocates), and images per second."""
-    device, run = teacher.device, cell_run(cell, batch_size)
-    cuda = device.type == "cuda"
+def all_runs(batch_size: int) -> Iterator[tuple[str, Run]]:
+    """What is measured, each with the first cell of its row: a grid, and a micro-batch of each run of sd15-night."""
+    for values in itertools.product(("full", "LoRA"), (20, 100), (False, True), (False, True)):
+        yield values[0], authors_run(*values, batch_size)
+    night = parse(compose("sd15-night", ["training.gradient_accumulation_steps=1"]), "sd15-night")
+    yield from ((f"sd15-night, {name}", run) for name, run in night.runs.items())
+
+
+def measure(run: Run, teacher: Teacher, warm_up: int, steps: int) -> dict[str, str]:
+    """One line: GB at the peak (of the GPU, over all that training allocates), and images per second."""
+    device, training = teacher.device, run.training
+    cuda, batch_size = device.type == "cuda", training.batch_size
     pixels = teacher.vae.config.sample_size
     settings = Trajectories(guidance_scales=[8], draws=1, steps=5, batch_size=1, empty_captions=0.1)
     if cuda:
@@ -147,15 +147,15 @@ def measure(cell: Cell, teacher: Teacher, batch_size: int, warm_up: int, steps: 
         for step in range(steps):
             job.step(warm_up + step).item()  # .item() waits for the GPU
         rate = f"{batch_size * steps / (time.perf_counter() - start):.1f}"
-        peak = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f}" if cuda else "not measured on a CPU"
+        peak = f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f}" if cuda else "not measured on a CPU"
     except torch.cuda.OutOfMemoryError:
         rate, peak = "", "out of memory"
     return {
-        "trained": cell.trained,
-        "k": f"{cell.skip}{', ME' if cell.skip > 20 else ''}",
-        "compile": "yes" if cell.compiled else "no",
-        "checkpointing": "yes" if cell.checkpointing else "no",
-        "peak memory (GiB)": peak,
+        "k": f"{run.skip}{', ME' if run.multiple_estimation else ''}",
+        "batch": str(batch_size),
+        "compile": "yes" if training.compile else "no",
+        "checkpointing": "yes" if training.gradient_checkpointing else "no",
+        "peak memory (GB)": peak,
         "images / s": rate,
     }
 
@@ -175,14 +175,14 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def page(rows: list[dict[str, str]], device: str, batch_size: int) -> str:
+def page(rows: list[dict[str, str]], device: str) -> str:
     """benchmarks/gpu-throughput.md."""
     return f"""# Training throughput on a GPU
 
-Stable Diffusion 1.5's networks with random weights, 512-pixel images, batches of {batch_size}, bf16 autocast over
-float32 weights, one process on: {device}; torch {torch.__version__}. A step encodes the images, carries them along by
-the teacher (two UNet calls a solver step: one step at k = 20, five at k = 100 with multiple estimation), and updates
-the student and its average. Peak memory is what torch allocated. Measured by `make bench-gpu`.
+Stable Diffusion 1.5's networks with random weights, 512-pixel images, bf16 autocast over float32 weights, one process
+on: {device}; torch {torch.__version__}. A step encodes the images, carries them along by the teacher (two UNet calls a
+solver step: one step at k = 20, five at k = 100 with multiple estimation), and updates the student and its average.
+Peak memory is what torch allocated, in units of 1e9 bytes. Measured by `make bench-gpu`.
 
 {table(rows)}
 """
@@ -207,12 +207,11 @@ def main(arguments: list[str] | None = None) -> int:
     device = "cpu" if options.tiny_cpu else "cuda"
     teacher = random_teacher(device, options.tiny_cpu)
     rows = []
-    for values in itertools.product(("full", "LoRA"), (20, 100), (False, True), (False, True)):
-        rows.append(measure(Cell(*values), teacher, options.batch_size, options.warm_up, options.steps))
+    for name, run in all_runs(options.batch_size):
+        rows.append({"trained": name} | measure(run, teacher, options.warm_up, options.steps))
         print(" | ".join(rows[-1].values()), flush=True)
         clean_up(teacher)
-    name = "a CPU, with shrunk networks" if options.tiny_cpu else torch.cuda.get_device_name()
-    text = page(rows, name, options.batch_size)
+    text = page(rows, "a CPU, with shrunk networks" if options.tiny_cpu else torch.cuda.get_device_name())
     out = options.out or (None if options.tiny_cpu else ROOT / "benchmarks/gpu-throughput.md")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -49,9 +49,11 @@ def find(source: str) -> Path:
 
 
 def download(source: str) -> str:
-    """The command that fetches what is needed of a pipeline: no safety checker, no other precision."""
-    call = f"DiffusionPipeline.download('{source}', safety_checker=None)"
-    return f'python -c "from diffusers import DiffusionPipeline; {call}"'
+    """The command that fetches what is needed of a hub's pipeline: no safety checker, no other precision."""
+    from splam.networks.teacher import HUB_ID
+
+    call = f"from diffusers import DiffusionPipeline; DiffusionPipeline.download('{source}', safety_checker=None)"
+    return f'python -c "{call}"' if HUB_ID.fullmatch(source) else "put it there"
 
 
 def teacher(params: Params) -> tuple[list[Line], object | None]:
@@ -134,7 +136,7 @@ def folder(data: PictureData) -> list[Line]:
             survey(data, Path(scratch))
             return read_manifest(Path(scratch))["read"]
 
-    return [check(f"the pictures in {data.folder}", "then try again", load)]
+    return [check(f"the pictures in {data.folder}", "docs/own-model.md says more", load)]
 
 
 def coco(data: CocoData, wanted: dict[str, int]) -> Iterator[Line]:

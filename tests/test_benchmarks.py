@@ -12,4 +12,5 @@ def test_the_throughput_table_on_shrunk_networks(tmp_path, capsys):
         assert train_throughput.main(arguments) == 0
     rows = [line for line in out.read_text().splitlines() if line.startswith("| full") or line.startswith("| LoRA")]
     assert len(rows) == 16 and all("not measured on a CPU" in row for row in rows)
+    assert "| sd15-night, splam-lora | 100, ME | 4 |" in out.read_text()
     assert "a CPU, with shrunk networks" in out.read_text()

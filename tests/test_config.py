@@ -23,7 +23,7 @@ def conf(tmp_path):
     return shutil.copytree(CONF, tmp_path / "profile")
 
 
-@pytest.mark.parametrize("name", ["tiny", "smoke", "rehearsal", *SD])
+@pytest.mark.parametrize("name", ["tiny", "smoke", "rehearsal", "rehearsal-night", "sd15-night", *SD])
 def test_every_profile_composes(name):
     params = profile(name)
     assert params.profile == name and params.runs and params.baselines
@@ -133,7 +133,7 @@ def test_paths_from_images_need_no_cache_of_their_guidance_scale_or_length():
 
 
 def test_profiles_that_cannot_be_composed(conf):
-    with pytest.raises(ParamsError, match="there is no .*tyni.yaml: the profiles are rehearsal, sd, "):
+    with pytest.raises(ParamsError, match="there is no .*tyni.yaml: the profiles are rehearsal, rehearsal-night, sd, "):
         compose("tyni", conf=conf)
     for content, message in {
         "extends: smoke": "extend each other: smoke -> tiny -> smoke",
@@ -181,11 +181,13 @@ def test_tables_and_figures_have_their_runs():
     params = profile("sd15-w3")  # Figures 2 and 3
     assert runs_of(params, "splam", 3, 100, False) and runs_of(params, "lcm", 3, 100, False)
     assert all(runs_of(params, "splam", w, 100, True) for w in (3, 5, 8, 12))
+    params = profile("sd15-night")  # rows of Table 2c, as adapters
+    assert runs_of(params, "splam", 8, 100, True) + runs_of(params, "lcm", 8, 20, False) == ["splam-lora", "lcm-lora"]
     params = profile("sd21-w8")  # Table 1 measures both sets
     assert params.evaluation.more == {n: ["seen"] for n, run in params.runs.items() if not run.adapter}
 
 
-@pytest.mark.parametrize("name", ("sd", *SD))
+@pytest.mark.parametrize("name", ("sd", "sd15-night", *SD))
 def test_every_hyperparameter_of_training_says_where_it_is_from(name):
     section = re.search(r"^training:\n((?:  .*\n)+)", (CONF / f"{name}.yaml").read_text(), re.MULTILINE)
     settled = {"source", "checkpoint_seconds"}  # of no consequence for a result
@@ -194,7 +196,8 @@ def test_every_hyperparameter_of_training_says_where_it_is_from(name):
 
 
 def test_the_profiles_of_the_documentation_compose(conf):
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/stable-diffusion.md").read_text(), re.DOTALL)
+    pages = "".join((ROOT / f"docs/{name}.md").read_text() for name in ("stable-diffusion", "own-model"))
+    blocks = re.findall(r"```yaml\n(.*?)```", pages, re.DOTALL)
     for block in blocks:
         (conf / "mine.yaml").write_text(block if "extends" in block else f"extends: sd15-w3\n{block}")
         parse(compose("mine", conf=conf), "mine")

@@ -187,12 +187,19 @@ def test_what_the_machine_lacks(monkeypatch, teacher_folder):
     assert "make room" in problems(preflight.machine(params, pipeline))[0]
 
 
-def test_on_a_machine_with_nothing_everything_is_listed_at_once(nothing, capsys):
-    assert preflight.main(["sd15-w3"]) == 1
+MISSING = {
+    "sd15-w3": ("the teacher", "data.shards", "val2014", "val2017", "the FID's network", "ViT-g-14", "ViT-L-14"),
+    "sd15-night": ("/model: .*put it there", "own/pictures holds no", "the FID's network", "ViT-L-14"),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_on_a_machine_with_nothing_everything_is_listed_at_once(nothing, capsys, name):
+    assert preflight.main([name]) == 1
     text = capsys.readouterr().out
-    for part in ("the teacher", "data.shards", "val2014", "val2017", "the FID's network", "ViT-g-14", "ViT-L-14"):
+    for part in MISSING[name]:
         assert re.search(f"✗ .*{part}", text), part
-    assert "Not ready: 7 of these" in text
+    assert f"Not ready: {len(MISSING[name])} of these" in text
 
 
 def test_a_profile_that_needs_nothing_is_ready_and_a_wrong_one_an_error(nothing, capsys):

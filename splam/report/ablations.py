@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from splam.config import Params
+from splam.report import tables
 from splam.report.metrics import by_seed, steps_text, where
 from splam.report.rules import BELOW, FAILS, FID_UNIT, HOLDS, REAL, TEACHER, Part, ln_ratio
-from splam.report.tables import CONTENT, written
 
 VERDICTS = {HOLDS: "better", FAILS: "worse"}
 COLUMNS = ("study", "run", "factor", "value", "reference", "reference_value", "steps", "fid_of", "fid", "reference_fid")
@@ -72,15 +72,14 @@ def readable(study: pd.DataFrame) -> pd.DataFrame:
             ratio, low, high = (f"{math.exp(row[key]):.3f}" for key in ("estimate", "low", "high"))
             numbers = {"nan": ""}.get(ratio, f"{ratio}, ") if low == "nan" else f"{ratio} [{low}, {high}], "
             name = f"FID to {row['fid_of']}, {steps_text(row['steps'])}"
-            line |= {name: written("fid", row["fid"]), f"ratio of {name}": numbers + row["verdict"]}
+            line |= {name: tables.written("fid", row["fid"]), f"ratio of {name}": numbers + row["verdict"]}
         shown.append(line)
     return pd.DataFrame(shown)
 
 
 def markdown(table: pd.DataFrame) -> str:
     """All studies in Markdown."""
-    parts = [CONTENT["ablations"] if len(table) else "This profile has none."]
+    parts = [tables.CONTENT["ablations"] if len(table) else "This profile has none."]
     for study, rows in table.groupby("study", sort=False):
-        text = readable(rows).to_markdown(index=False, disable_numparse=True)
-        parts += [f"**{study}**, reference {rows['reference'].iloc[0]}", text]
+        parts += [f"**{study}**, reference {rows['reference'].iloc[0]}", tables.markdown(readable(rows))]
     return "\n\n".join(parts) + "\n"

@@ -11,6 +11,7 @@ import pandas as pd
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
@@ -155,10 +156,9 @@ def picture(path: Path) -> Figure:
             axis.imshow(image, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-        place = {"rotation": 0, "ha": "right", "va": "center"}
-        line[0].set_ylabel("\n".join(textwrap.wrap(prompt, 22)), **place, fontsize=8, parse_math=False)  # "$5 and $6"
+        line[0].set_ylabel("\n".join(textwrap.wrap(prompt, 22)), rotation=0, ha="right", va="center", fontsize=8)
     for axis, name in zip(axes[0], columns, strict=True):
-        axis.set_title("\n".join(textwrap.wrap(name, 13)), fontsize=8, parse_math=False)
+        axis.set_title("\n".join(textwrap.wrap(name, 13)), fontsize=8)
     figure.suptitle(str(title), x=0.01, ha="left", fontsize=10.5)
     return figure
 
@@ -212,6 +212,8 @@ def _panel(axis: Axes, rows: list[dict[str, Any]]) -> None:
 def png(figure: Figure, colours: int | None = None) -> bytes:
     """The figure as PNG, without the notes that would change its bytes; fewer colours make a smaller file."""
     buffer, small = io.BytesIO(), io.BytesIO()
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # "$5 and $6" is no formula
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     if colours is None:
         return buffer.getvalue()

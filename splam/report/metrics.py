@@ -10,17 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-MEASURES = (
-    "fid",
-    "fid_teacher",
-    "gap_closed",
-    "clip_score",
-    "clip_score_beside",
-    "kid",
-    "precision",
-    "recall",
-    "rmse_teacher",
-)
+MEASURES = ("fid", "fid_teacher", "gap_closed", "kid", "precision", "recall", "rmse_teacher")
+MEASURES += ("clip_score", "clip_score_beside")
 UNDISTILLED, SECOND_DRAW = "Undistilled", "Teacher, second draw"  # rows that gap_closed is reckoned from
 COMPARABLE = ("fid_name", "clip_name", "references", "captions")  # numbers that differ in these are never compared
 QUOTED = ("protocol", *COMPARABLE, "clip_name_beside", "dtype", "first_sample_seed", "sampler")
@@ -126,10 +117,10 @@ def over(rows: pd.DataFrame, column: str, value: str = "fid") -> pd.DataFrame:
     return rows.pivot(index="seed", columns=column, values=value).astype(float)
 
 
-def variants(rows: pd.DataFrame) -> list[str]:
-    """SPLAM's variants in rows, the paper's raw input first, then the scaled one."""
+def variants(rows: pd.DataFrame, method: str = "SPLAM") -> list[str]:
+    """SPLAM's or SPLAM-LoRA's variants in rows, the paper's raw input first, then the scaled one."""
     usual = ["raw input", "scaled input"]
-    found = set(where(rows, method="SPLAM")["variant"]) - {""}
+    found = set(where(rows, method=method)["variant"]) - {""}
     return sorted(found, key=lambda variant: (usual.index(variant) if variant in usual else len(usual), variant))
 
 

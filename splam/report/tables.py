@@ -24,9 +24,10 @@ def lines_of(table: dict[str, Any], rows: pd.DataFrame, pipelines: Collection[st
     scale = {"guidance_scale": table["guidance_scale"]}
     for dataset in table["datasets"]:
         for entry in table["lines"]:
-            if entry["method"] == "SPLAM":  # the paper's raw input and the scaled one always, others if measured
-                measured = variants(where(rows, skip=entry["skip"], **scale))
-                entry = {"variant": list(dict.fromkeys(["raw input", "scaled input", *measured])), **entry}
+            if entry["method"] in ("SPLAM", "SPLAM-LoRA"):  # each of its variants that was measured
+                measured = variants(where(rows, skip=entry["skip"], **scale), entry["method"])
+                always = ["raw input", "scaled input"] if entry["method"] == "SPLAM" else []
+                entry = {"variant": list(dict.fromkeys([*always, *measured])), **entry}
             if entry.get("dataset", dataset) == dataset:
                 yield from expand({"dataset": dataset, **scale, **entry})
         for row in where(rows, system=tuple(pipelines), dataset=dataset).to_dict("records"):
@@ -97,6 +98,11 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             errors = table.get(f"{column}_se", [None] * len(table))
             shown[NAMES[column]] = [written(column, *cell) for cell in zip(table[column], errors, strict=True)]
     return pd.DataFrame(shown)
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A readable table in Markdown: a "|" in a name ends no cell."""
+    return frame.map(lambda cell: str(cell).replace("|", r"\|")).to_markdown(index=False, disable_numparse=True)
 
 
 def caption(name: str, table: pd.DataFrame, metrics: Metrics) -> str:

@@ -11,7 +11,7 @@ from splam.profile import compose
 from tests.closure import closure, room, source_of
 
 
-@pytest.fixture(scope="module", params=["smoke", "rehearsal"])
+@pytest.fixture(scope="module", params=["smoke", "rehearsal", "rehearsal-night"])
 def stages(request, tmp_path_factory) -> dict:
     """The stages of dvc.yaml by name, of one profile."""
     folder = tmp_path_factory.mktemp(request.param)

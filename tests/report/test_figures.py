@@ -70,9 +70,14 @@ def test_a_picture_has_a_line_for_each_prompt_and_a_column_for_each_system(tmp_p
 def test_a_caption_is_text_whatever_is_in_it(tmp_path):
     caption = "two_ for $5_{ or $6^, \\frac"  # to matplotlib a formula, and a broken one
     images = np.zeros((1, 1, 8, 8, 3), np.uint8)
-    np.savez(tmp_path / "one.npz", images=images, columns=[caption], prompts=[caption], title="")
+    np.savez(tmp_path / "one.npz", images=images, columns=[caption], prompts=[caption], title=caption)
     figure = picture(tmp_path / "one.npz")
     assert figures.png(figure) and figure.axes[0].get_ylabel().replace("\n", " ") == caption
+
+
+def test_a_name_is_text_whatever_is_in_it(metrics, points):
+    figure = plot("figure2c", points["figure2c"].assign(series="Ours ($5_{) and $6"), metrics)
+    assert figures.png(figure) and legend(figure.axes[0]) == {"Ours ($5_{) and $6"}
 
 
 def test_forest_draws_every_measured_part_in_the_panel_of_its_unit(report):

@@ -135,3 +135,16 @@ def test_other_pipelines_stand_in_table_2_beside_the_papers_number(metrics):
     assert cell(table, "InstaFlow-0.9B", 1)["paper_fid"] == 13.10 and pd.isna(cell(table, "Another", 1)["paper_fid"])
     assert "w" in readable(table) and "w" not in readable(build_table("table2a", metrics))
     assert "Another" not in set(build_table("table2b", more, ["a", "b"])["method"])
+
+
+def test_splam_lora_stands_beside_lcm_lora(metrics, built):
+    assert "SPLAM-LoRA" not in {name.split(" (")[0] for name in built["table2c"]["method"]}
+    facts = {"system": "lora", "run": "lora", "method": "SPLAM-LoRA"}
+    row = where(metrics.rows, method="SPLAM", variant="scaled input", guidance_scale=8, skip=100).assign(**facts)
+    methods = list(build_table("table2c", changed(metrics, pd.concat([metrics.rows, row])))["method"])
+    assert methods[methods.index("LCM-LoRA") + 1] == "SPLAM-LoRA (scaled input)"
+
+
+def test_a_name_ends_no_cell_of_a_table():
+    table = pd.DataFrame({"method": ["a|b"], "FID": ["1"]})
+    assert tables.markdown(table).splitlines()[2].replace(" ", "") == r"|a\|b|1|"

@@ -3,10 +3,10 @@
     python -m tests.standins.sd OUT
 
 writes OUT/pipeline, a folder of Stable Diffusion 1.5's classes, blocks and files with random weights of a small
-width; OUT/laion, three shards as img2dataset writes them, with one broken image and one missing caption; and
-OUT/coco, the files of val2014 and val2017. The pictures are those of splam.data.shapes. Their numbers mean nothing:
-they are there so that everything that can go wrong before the first number does so in minutes. The same seed gives
-the same bytes.
+width; OUT/laion, three shards as img2dataset writes them, with one broken image and one missing caption; OUT/coco, the
+files of val2014 and val2017; and OUT/own, what docs/own-model.md begins with: model/, the same pipeline, and pictures/,
+those of the shards with a .txt beside each. The pictures are drawn by splam.data.shapes. Their numbers mean nothing:
+they are there so that what can go wrong before the first number does so in minutes. A seed always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,14 @@ def _sample(key: str, content: bytes, caption: str, size: tuple[int, int]) -> di
     facts = {"caption": caption, "key": key, "status": "success", "error_message": None}
     facts |= dict(zip(("width", "height"), size, strict=True))
     return {f"{key}.jpg": content, f"{key}.txt": caption.encode(), f"{key}.json": json.dumps(facts).encode()}
+
+
+def write_own(folder: Path, shards: list[Path], pipeline: Path) -> None:
+    """Write folder/model, a copy of the pipeline, and folder/pictures, the files of the shards unpacked."""
+    shutil.copytree(pipeline, folder / "model", dirs_exist_ok=True)
+    for path in shards:
+        with tarfile.open(path) as tar:
+            tar.extractall(folder / "pictures" / path.stem, filter="data")
 
 
 def write_coco(folder: Path, seed: int) -> None:
@@ -214,8 +223,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     write_pipeline(options.out / "pipeline", options.seed)
     shards = write_laion(options.out / "laion", options.seed)
+    write_own(options.out / "own", shards, options.out / "pipeline")
     write_coco(options.out / "coco", options.seed)
-    print(f"{options.out}: pipeline/, laion/ with {len(shards)} shards, coco/ with {' and '.join(COCO_COUNTS)}")
+    print(f"{options.out}: pipeline/, laion/ with {len(shards)} shards, own/, coco/ with {' and '.join(COCO_COUNTS)}")
 
 
 if __name__ == "__main__":
