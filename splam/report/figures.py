@@ -11,9 +11,9 @@ import pandas as pd
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from splam.report.marks import places
 from splam.report.metrics import Metrics, where
 
 CONTENT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
@@ -163,57 +163,67 @@ def picture(path: Path) -> Figure:
     return figure
 
 
+def sheet(path: Path, largest: int = 160) -> tuple[bytes, dict[str, Any]]:
+    """The images of `picture` for the page, as one WebP, and their columns, prompts, shape and what they show, `ours`.
+
+    A column for each system, a line for each prompt, an image at most `largest` pixels wide.
+    """
+    with np.load(path) as file:
+        images, columns, prompts = (file[key] for key in ("images", "columns", "prompts"))
+    systems, lines, height, width = images.shape[:4]
+    whole = Image.fromarray(images.transpose(1, 2, 0, 3, 4).reshape(lines * height, systems * width, 3))
+    small = max(1, math.ceil(width / largest))
+    buffer = io.BytesIO()
+    whole.reduce(small).save(buffer, "WEBP", lossless=width <= 64, quality=85)
+    facts = {"columns": columns.tolist(), "prompts": prompts.tolist(), "shape": (width, height)}
+    return buffer.getvalue(), {**facts, "ours": _seen(images / 255, facts["columns"])}
+
+
+def _seen(images: np.ndarray, columns: list[str]) -> str:
+    """Each column's distance from the teacher's images, or its mean saturation where the teacher is not there."""
+    teacher = next((at for at, name in enumerate(columns) if name.startswith("Teacher")), None)
+    if teacher is None:
+        values, text = np.ptp(images, axis=-1).mean((1, 2, 3)), "Mean range of a pixel's three colours, in [0, 1]"
+    else:
+        values = np.sqrt(np.square(images - images[teacher]).mean((1, 2, 3, 4)))
+        text = "Root mean square difference from the teacher's images, pixels in [0, 1]"
+    shown = [f"{name}: {value:.3f}" for at, (name, value) in enumerate(zip(columns, values, strict=True)) if at != teacher]
+    return f"{text}: {'; '.join(shown)}."
+
+
+def ends(name: str, points: pd.DataFrame) -> str:
+    """What a plotted figure shows: where each of its lines starts and ends."""
+    (along, place), y, texts = FIGURES[name]["along"], FIGURES[name]["panels"][0]["y"], []
+    for series, line in points.dropna(subset=[along]).sort_values(along).groupby("series", sort=False):
+        if line[along].nunique() > 1:
+            both = [f"{row[y]:.4g} at {place.format(row[along])}" for row in (line.iloc[0], line.iloc[-1])]
+            texts.append(f"{series}: {', '.join(both)}")
+    return "; ".join(texts) + "."
+
+
 def forest(rows: pd.DataFrame, title: str = "") -> Figure:
-    """A panel for each unit of the rows that were measured; rows: id, variant and a Part's record each."""
-    panels = [panel.to_dict("records") for _, panel in rows[rows["estimate"].notna()].groupby("unit", sort=False)]
-    heights = [len(panel) + 1.6 for panel in panels] or [1]
-    figure = Figure((8.6, 0.24 * sum(heights) + 0.4 * bool(title) + 0.1), layout="constrained", facecolor="white")
-    axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for axis, panel in zip(axes, panels, strict=False):
-        _panel(axis, panel)
-    if not panels:
-        axes[0].axis("off")
-        axes[0].text(0, 0.5, "nothing measured")
+    """A line for each measured row, on the scale of its unit: the claimed region, the interval, the estimate."""
+    shown = places(rows)
+    figure = Figure((9, 0.2 * len(shown) + 0.8), layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    for y, row in enumerate(shown):
+        colour, marker = STYLES.get(row["verdict"], STYLES["one seed"])
+        at = row["at"]
+        axis.fill_betweenx([y - 0.4, y + 0.4], at["accept_low"], at["accept_high"], color=STYLES["holds"][0], alpha=0.13)
+        axis.plot([at["low"], at["high"]], [y, y], color=colour, linewidth=1.8)
+        axis.plot([at["zero"]] * 2, [y - 0.5, y + 0.5], color="#222222", linewidth=0.8)
+        axis.plot(at["estimate"], y, marker=marker, color=colour, markersize=5)
+        axis.text(101, y, row["text"], fontsize=7, va="center")
+    labels = [f"{row['id']} {row['variant']}: {row['part']} ({row['unit'].removeprefix('ln ')})" for row in shown]
+    axis.set_yticks(range(len(shown)), [textwrap.shorten(label, 88, placeholder=" …") for label in labels], fontsize=7)
+    axis.set(xlim=(0, 120), ylim=(max(len(shown), 1) - 0.5, -0.5), xticks=[])
+    axis.spines[:].set_visible(False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
     return figure
 
 
-def _panel(axis: Axes, rows: list[dict[str, Any]]) -> None:
-    """One unit's rows, top to bottom; ln ratios are read as ratios, on a logarithmic axis."""
-    seeds = [[float(value) for value in str(row["values"]).split()] for row in rows]
-    numbers = [row[key] for row in rows for key in ("estimate", "low", "high", "accept_low", "accept_high")]
-    shown = np.array([0.0, *numbers, *(value for values in seeds for value in values)])
-    shown = shown[np.isfinite(shown)]
-    margin = 0.08 * (np.ptp(shown) or 1.0)
-    low, high = shown.min() - margin, shown.max() + margin
-    for y, (row, values) in enumerate(zip(rows, seeds, strict=True)):
-        colour, marker = STYLES.get(row["verdict"], STYLES["one seed"])
-        left, right = max(row["accept_low"], low), min(row["accept_high"], high)
-        axis.fill_betweenx([y - 0.42, y + 0.42], left, right, color=STYLES["holds"][0], alpha=0.13, linewidth=0)
-        axis.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.8)
-        axis.plot(values, [y] * len(values), "|", color=colour, markersize=6, alpha=0.7)
-        face = colour if row["verdict"] in STYLES else "white"
-        axis.plot(row["estimate"], y, marker=marker, color=colour, markerfacecolor=face, markersize=6)
-    names = [f"{row['id']} ({row['variant']})" if row["variant"] else row["id"] for row in rows]
-    labels = [textwrap.shorten(f"{n}: {row['part']}", 88, placeholder=" …") for n, row in zip(names, rows, strict=True)]
-    axis.set_yticks(range(len(rows)), labels)
-    axis.tick_params(labelsize=7.5)
-    axis.tick_params(axis="y", length=0)
-    axis.axvline(0, color="#222222", linewidth=0.8)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    unit = rows[0]["unit"]
-    axis.set_xlabel(unit.removeprefix("ln "), fontsize=8)
-    if unit.startswith("ln ratio"):
-        ratios = [v for v in MaxNLocator(7).tick_values(math.exp(low), math.exp(high)) if v > 0]
-        axis.set_xticks([math.log(v) for v in ratios], [f"{v:.4g}" for v in ratios])
-    axis.set(xlim=(low, high), ylim=(len(rows) - 0.5, -0.5))
-
-
-def png(figure: Figure, colours: int | None = None) -> bytes:
-    """The figure as PNG, without the notes that would change its bytes; fewer colours make a smaller file."""
-    buffer, small = io.BytesIO(), io.BytesIO()
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, without the notes that would change its bytes."""
+    buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    if colours is None:
-        return buffer.getvalue()
-    Image.open(buffer).convert("RGB").quantize(colours).save(small, "PNG", optimize=True)
-    return small.getvalue()
+    return buffer.getvalue()

@@ -4,19 +4,22 @@ A row's `source` is "measured", "cited" (only the paper has a number) or "not me
 table has its floors: what the metrics give for real images, for reconstructions, and for other images' captions.
 """
 
+import itertools
 import math
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from splam.report.metrics import MEASURES, Metrics, distinct, expand, variants, where
+from splam.report.metrics import MEASURES, SECOND_DRAW, Metrics, distinct, expand, steps_text, variants, where
 
 CONTENT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
 TABLES: dict[str, dict[str, Any]] = CONTENT["tables"]
 NAMES: dict[str, str] = CONTENT["columns"]
+FLOORS = TABLES["table1"]["floors"]
 
 
 def lines_of(table: dict[str, Any], rows: pd.DataFrame, pipelines: Collection[str]) -> Iterator[dict[str, Any]]:
@@ -68,7 +71,7 @@ def build_table(name: str, metrics: Metrics, pipelines: Collection[str] = ()) ->
     found = compared(found, metrics.latency) if TABLES[name]["compares"] else found
     cited = paper[~paper.set_index(keys).index.isin(found.set_index(keys).index)]
     cited = cited.assign(method=cited["base"], dataset=None, source="cited")
-    found = found.merge(paper.drop(columns="family", errors="ignore"), how="left", on=keys)
+    found = found.merge(paper, how="left", on=keys)
     whole = pd.concat([found, cited]).reindex(columns=CONTENT["saved"])
     whole = whole.astype(dict.fromkeys(("steps", "seeds", "images", "skip", "iteration"), "Int64"))
     return whole[[column for column in whole if column in CONTENT["always"] or whole[column].notna().any()]]
@@ -88,15 +91,93 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     pd.DataFrame({c: [written(c, v, grouping="") for v in table[c]] for c in table}).to_csv(path, index=False)
 
 
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """A table as readers see it: text only, each measured number beside the paper's."""
-    shown = {}
-    for column in (column for column in NAMES if column in table):
-        several = column not in ("dataset", "guidance_scale") or table[column].nunique() > 1
-        if several and table[column].notna().any():
-            errors = table.get(f"{column}_se", [None] * len(table))
-            shown[NAMES[column]] = [written(column, *cell) for cell in zip(table[column], errors, strict=True)]
-    return pd.DataFrame(shown)
+@dataclass(frozen=True)
+class Layout:
+    """A table as the paper prints it.
+
+    groups: of columns, a measure on a test set each, in so many `steps` each; `main` ones are those of the paper.
+    lines: a method each, with its `cells`, which span as many columns as their `span`.
+    """
+
+    groups: list[dict[str, Any]]
+    lines: list[dict[str, Any]]
+
+
+def lay_out(table: pd.DataFrame, *steps: int) -> Layout:
+    """steps: those that have a column each. Without any, a line is a method in so many steps."""
+    tests = table["dataset"].dropna().unique()
+    groups = []
+    for test, measure in itertools.product(tests, CONTENT["best"]):
+        rows = where(table, dataset=test).reindex(columns=[measure, f"paper_{measure}"])
+        if rows.notna().any(axis=None):
+            facts = {"test": test, "measure": measure, "steps": steps or (None,), "main": f"paper_{measure}" in table}
+            groups.append({**facts, "best": _best(where(table, dataset=test), measure, steps)})
+    named = table.assign(line=line_names(table, steps), family=families(table))
+    lines = []
+    for (family, name), rows in named.groupby(["family", "line"], sort=False):
+        row = rows.iloc[0]
+        facts = {"name": name, "family": family, "place": CONTENT["families"].index(family)}
+        facts |= {"method": row["method"], "source": row["source"]}
+        lines.append({**facts, "cells": [cell for group in groups for cell in cells(rows, group)]})
+    return Layout(groups, sorted(lines, key=lambda line: line["place"]))
+
+
+def line_names(table: pd.DataFrame, steps: tuple[int, ...]) -> list[str]:
+    """'SPLAM (raw input), 4 steps': a method, with w where the table has several."""
+    names = []
+    for row in table.to_dict("records"):
+        several = table.get("guidance_scale", pd.Series(dtype=float)).nunique() > 1 and pd.notna(row["guidance_scale"])
+        w = f", w = {row['guidance_scale']:g}" if several else ""
+        names.append(row["method"] + w + ("" if steps or pd.isna(row["steps"]) else f", {steps_text(row['steps'])}"))
+    return names
+
+
+def families(table: pd.DataFrame) -> pd.Series:
+    """The paper's families of methods, where a table has them; what the paper has not is of its neighbours' family."""
+    if "family" not in table:
+        return pd.Series("", table.index)
+    return table["family"].mask(table["method"].isin(FLOORS), "Floors").ffill().bfill()
+
+
+def _best(rows: pd.DataFrame, measure: str, steps: tuple[int, ...]) -> dict[int | None, float]:
+    """The best measured value in each column, of all but the teacher and the floors."""
+    rows = rows[(rows["source"] == "measured") & ~rows["method"].isin([*FLOORS, "Teacher", SECOND_DRAW])]
+    columns = {n: where(rows, steps=n) for n in steps} or {None: rows}
+    pick = {"lowest": pd.Series.min, "highest": pd.Series.max, "": lambda _: None}[CONTENT["best"][measure]]
+    return {n: pick(found[measure]) if measure in found else None for n, found in columns.items()}
+
+
+def cells(rows: pd.DataFrame, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A line's cells in a group of columns: our number, the paper's, whether ours is the column's best."""
+    rows, measure = rows[rows["dataset"].isna() | (rows["dataset"] == group["test"])], group["measure"]
+    own = rows["steps"].isin(group["steps"]).any()
+    for n in group["steps"] if own else (None,):
+        found = (where(rows, steps=n) if own else rows).to_dict("records")
+        row = found[0] if found else {}
+        ours = written(measure, row.get(measure), row.get(f"{measure}_se"))
+        elsewhere = f" in {steps_text(row['steps'])}" if len(group["steps"]) > 1 and not own and ours and pd.notna(row["steps"]) else ""
+        facts = {"group": group, "span": 1 if own else len(group["steps"]), "ours": ours + elsewhere}
+        paper = written("paper_", row.get(f"paper_{measure}"))
+        facts["first"] = n == group["steps"][0] or not own
+        yield {**facts, "paper": paper, "best": bool(ours) and row[measure] == group["best"].get(n)}
+
+
+def readable(layout: Layout) -> pd.DataFrame:
+    """The paper's part of a layout as text: '812.0 (43.87)', our number and the paper's."""
+    main = [group for group in layout.groups if group["main"]]
+    heads = [
+        ", ".join([group["test"], NAMES[group["measure"]], *([steps_text(n)] if n else [])])
+        for group in main for n in group["steps"]
+    ]
+    records = []
+    for line in layout.lines:
+        texts = []
+        for cell in line["cells"]:
+            if cell["group"]["main"]:
+                text = f"**{cell['ours']}**" if cell["best"] else cell["ours"]
+                texts += [f"{text} ({cell['paper']})" if cell["paper"] else text] + [""] * (cell["span"] - 1)
+        records.append([line["name"], *texts])
+    return pd.DataFrame(records, columns=["method", *heads])
 
 
 def caption(name: str, table: pd.DataFrame, metrics: Metrics) -> str:
@@ -108,18 +189,3 @@ def caption(name: str, table: pd.DataFrame, metrics: Metrics) -> str:
     notes += ["± is the standard error over seeds."] if table["fid_se"].notna().any() else []
     notes += [CONTENT["paired"]] if "rmse_teacher" in table else []
     return " ".join([*notes, f"The paper's numbers: {TABLES[name]['printed']}"])
-
-
-def headline(table1: pd.DataFrame) -> pd.DataFrame:
-    """SPLAM against LCM (fix w) on the unseen set: FID of both, their ratio, and the ratio in the paper.
-
-    A ratio can be compared with the paper's where the FIDs themselves, of other data and features, cannot.
-    """
-    rows, records = where(table1, dataset="unseen").set_index(["method", "steps"]), []
-    for name, steps in (key for key in rows.index if key[0].startswith("SPLAM")):
-        lcm, ours = rows.loc[("LCM (fix w)", steps)], rows.loc[(name, steps)]
-        fids = [written("fid", side["fid"], side["fid_se"]) for side in (lcm, ours)]
-        ratios = [written("splam_ratio", ours[column] / lcm[column]) for column in ("fid", "paper_fid")]
-        records.append([name, str(steps), *fids, *ratios, written("", ours["seeds"])])
-    names = ["student", "steps", "LCM's FID", "SPLAM's FID", "SPLAM / LCM", "in the paper", "seeds"]
-    return pd.DataFrame(records, columns=names)
