@@ -95,7 +95,7 @@ def plot(name: str, points: pd.DataFrame, metrics: Metrics) -> Figure:
     """A figure of figures.yaml, whose words {fid} and {clip} stand for the metrics' names."""
     labels = {"fid": metrics.fact("fid_name"), "clip": metrics.fact("clip_name")}
     panels = [panel for panel in FIGURES[name]["panels"] if points[panel["y"]].notna().any()]
-    figure = Figure((2.4 + 4 * len(panels), 4.2), layout="constrained", facecolor="white")
+    figure = Figure((1 + 4.4 * len(panels), 4), layout="constrained", facecolor="white")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
         _lines(axis, points, panel)

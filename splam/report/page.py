@@ -184,33 +184,33 @@ def compared(report: Report) -> dict[str, pd.DataFrame]:
     return {name: where(rows, **cols).groupby("steps")[["fid", "gap_closed"]].mean() for name, cols in picked.items()}
 
 
-def finding(report: Report) -> str:
-    """What was found, in a sentence: in how many steps SPLAM is ahead of LCM, by the gap closed or else by FID."""
+def finding(report: Report) -> tuple[str, str]:
+    """What was found in a sentence, and its numbers: where SPLAM is ahead of LCM, by the gap closed or else by FID."""
     both = pd.concat({name: compared(report)[name] for name in ("LCM", "SPLAM")}, axis=1)
     gaps, fids = (both.xs(column, axis=1, level=1).dropna() for column in ("gap_closed", "fid"))
-    found, form = (gaps, "{:.0%}") if len(gaps) else (-fids, "{:.1f}")
+    found = gaps if len(gaps) else -fids
     if found.empty:
-        return "Nothing has been measured yet."
-    ahead, behind = found.index[found["SPLAM"] > found["LCM"]], found.index[found["SPLAM"] <= found["LCM"]]
-    near, far = ("nearer to its teacher than", "less near") if len(gaps) else ("lower in FID than", "no lower")
-    said = [f"{near} LCM in {listed(ahead)}"] * bool(len(ahead)) + [f"{far} in {listed(behind)}"] * bool(len(behind))
-    values = {name: listed([form.format(abs(value)) for value in found[name]], "") for name in found}
-    gap = "closes {SPLAM} of the gap to it, LCM {LCM}" if len(gaps) else "has {SPLAM}, LCM {LCM}"
-    return f"SPLAM is {' and '.join(said)}: in {listed(found.index)} it {gap.format(**values)}."
+        return "Nothing has been measured yet.", ""
+    sides = {"": listed(found.index[found["SPLAM"] > found["LCM"]]), "not ": listed(found.index[found["SPLAM"] <= found["LCM"]])}
+    said = " but ".join(f"{no}in {steps}" for no, steps in sides.items() if steps)
+    lcm, ours = (", ".join((f"{value:.0%}" if len(gaps) else f"{-value:,.1f}") for value in found[n]) for n in ("LCM", "SPLAM"))
+    if len(gaps):
+        numbers = f"Of the gap between the undistilled network and the teacher, SPLAM closes {ours}, LCM {lcm}"
+        return f"SPLAM comes nearer to the teacher than LCM {said}.", f"{numbers} (in {listed(found.index)})."
+    return f"SPLAM's FID is below LCM's {said}.", f"It is {ours}, LCM's {lcm} (in {listed(found.index)})."
 
 
-def listed(values: Iterable[object], unit: str = " step") -> str:
+def listed(counts: Iterable[float]) -> str:
     """'1, 2 and 4 steps'."""
-    texts = [value if isinstance(value, str) else f"{value:g}" for value in values]
-    plural = unit + "s" * (unit != "" and texts != ["1"])
-    return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]])) + plural
+    *first, last = [*map("{:g}".format, counts)] or [""]
+    return " and ".join([", ".join(first)] * bool(first) + [steps_text(float(last))]) if last else ""
 
 
 def summary(report: Report) -> str:
     """The report in a terminal: the students at a glance, the gate, and a line for each verdict over several seeds."""
     lines = [f"{report.params.profile}: {report.metrics.fact('fid_name')}", "gate {}: {}".format(*report.gate), ""]
     lines += ["FID, and how much of the gap to the teacher is closed:", glance(report).to_string()]
-    lines += ["", finding(report), ""]
+    lines += ["", *finding(report), ""]
     for row in report.verdicts[report.verdicts["verdict"] != ONE_SEED].to_dict("records"):
         about = f" ({row['variant']})" if row["variant"] else ""
         lines.append(f"{row['id']:>3}  {row['verdict']:<21} {textwrap.shorten(row['claim'], 88)}{about}")

@@ -110,7 +110,8 @@ def lay_out(table: pd.DataFrame, *steps: int) -> Layout:
     for test, measure in itertools.product(tests, CONTENT["best"]):
         rows = where(table, dataset=test).reindex(columns=[measure, f"paper_{measure}"])
         if rows.notna().any(axis=None):
-            facts = {"test": test, "measure": measure, "steps": steps or (None,), "main": f"paper_{measure}" in table}
+            facts = {"test": test, "measure": measure, "steps": steps or (None,)}
+            facts["main"] = f"paper_{measure}" in table or "paper_fid" not in table
             groups.append({**facts, "best": _best(where(table, dataset=test), measure, steps)})
     named = table.assign(line=line_names(table, steps), family=families(table))
     lines = []
@@ -187,5 +188,4 @@ def caption(name: str, table: pd.DataFrame, metrics: Metrics) -> str:
     notes = [f"{'; '.join(metrics.fact(column) for column in shown)}; {counts} images."]
     notes += ["Baselines: trailing times."] if "trailing" in metrics.fact("sampler") else []
     notes += ["± is the standard error over seeds."] if table["fid_se"].notna().any() else []
-    notes += [CONTENT["paired"]] if "rmse_teacher" in table else []
     return " ".join([*notes, f"The paper's numbers: {TABLES[name]['printed']}"])
