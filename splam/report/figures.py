@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from splam.report.marks import places
 from splam.report.metrics import Metrics, where
 
 CONTENT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
@@ -164,31 +163,29 @@ def picture(path: Path) -> Figure:
 
 
 def sheet(path: Path, largest: int = 160) -> tuple[bytes, dict[str, Any]]:
-    """The images of `picture` for the page, as one WebP, and their columns, prompts, shape and what they show, `ours`.
+    """The images of `picture` for the page, one WebP without labels, and their columns, prompts, shape and `ours`.
 
-    A column for each system, a line for each prompt, an image at most `largest` pixels wide.
+    An image is at most `largest` pixels wide. ours: each column's distance from the teacher's.
     """
     with np.load(path) as file:
         images, columns, prompts = (file[key] for key in ("images", "columns", "prompts"))
-    systems, lines, height, width = images.shape[:4]
-    whole = Image.fromarray(images.transpose(1, 2, 0, 3, 4).reshape(lines * height, systems * width, 3))
-    small = max(1, math.ceil(width / largest))
+    _, lines, height, width = images.shape[:4]
+    whole = Image.fromarray(images.transpose(1, 2, 0, 3, 4).reshape(lines * height, -1, 3))
     buffer = io.BytesIO()
-    whole.reduce(small).save(buffer, "WEBP", lossless=width <= 64, quality=85)
-    facts = {"columns": columns.tolist(), "prompts": prompts.tolist(), "shape": (width, height)}
-    return buffer.getvalue(), {**facts, "ours": _seen(images / 255, facts["columns"])}
-
-
-def _seen(images: np.ndarray, columns: list[str]) -> str:
-    """Each column's distance from the teacher's images, or its mean saturation where the teacher is not there."""
-    teacher = next((at for at, name in enumerate(columns) if name.startswith("Teacher")), None)
-    if teacher is None:
-        values, text = np.ptp(images, axis=-1).mean((1, 2, 3)), "Mean range of a pixel's three colours, in [0, 1]"
-    else:
-        values = np.sqrt(np.square(images - images[teacher]).mean((1, 2, 3, 4)))
-        text = "Root mean square difference from the teacher's images, pixels in [0, 1]"
-    shown = [f"{name}: {value:.3f}" for at, (name, value) in enumerate(zip(columns, values, strict=True)) if at != teacher]
-    return f"{text}: {'; '.join(shown)}."
+    whole.reduce(math.ceil(width / largest)).save(buffer, "WEBP", lossless=width <= 64, quality=85)
+    far = [
+        f"{name} {np.sqrt(np.square((own - teacher) / 255.0).mean()):.3f}"
+        for teacher in images[[name.startswith("Teacher") for name in columns]].astype(float)
+        for name, own in zip(columns, images, strict=True)
+        if not name.startswith("Teacher")
+    ]
+    ours = f"root mean square difference from the teacher's images, pixels in [0, 1]: {'; '.join(far)}." if far else ""
+    return buffer.getvalue(), {
+        "columns": columns.tolist(),
+        "prompts": prompts.tolist(),
+        "shape": (width, height),
+        "ours": ours,
+    }
 
 
 def ends(name: str, points: pd.DataFrame) -> str:
@@ -199,27 +196,6 @@ def ends(name: str, points: pd.DataFrame) -> str:
             both = [f"{row[y]:.4g} at {place.format(row[along])}" for row in (line.iloc[0], line.iloc[-1])]
             texts.append(f"{series}: {', '.join(both)}")
     return "; ".join(texts) + "."
-
-
-def forest(rows: pd.DataFrame, title: str = "") -> Figure:
-    """A line for each measured row, on the scale of its unit: the claimed region, the interval, the estimate."""
-    shown = places(rows)
-    figure = Figure((9, 0.2 * len(shown) + 0.8), layout="constrained", facecolor="white")
-    axis = figure.subplots()
-    for y, row in enumerate(shown):
-        colour, marker = STYLES.get(row["verdict"], STYLES["one seed"])
-        at = row["at"]
-        axis.fill_betweenx([y - 0.4, y + 0.4], at["accept_low"], at["accept_high"], color=STYLES["holds"][0], alpha=0.13)
-        axis.plot([at["low"], at["high"]], [y, y], color=colour, linewidth=1.8)
-        axis.plot([at["zero"]] * 2, [y - 0.5, y + 0.5], color="#222222", linewidth=0.8)
-        axis.plot(at["estimate"], y, marker=marker, color=colour, markersize=5)
-        axis.text(101, y, row["text"], fontsize=7, va="center")
-    labels = [f"{row['id']} {row['variant']}: {row['part']} ({row['unit'].removeprefix('ln ')})" for row in shown]
-    axis.set_yticks(range(len(shown)), [textwrap.shorten(label, 88, placeholder=" …") for label in labels], fontsize=7)
-    axis.set(xlim=(0, 120), ylim=(max(len(shown), 1) - 0.5, -0.5), xticks=[])
-    axis.spines[:].set_visible(False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
-    return figure
 
 
 def png(figure: Figure) -> bytes:

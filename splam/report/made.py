@@ -1,13 +1,13 @@
 """How a report was made: the commit, the machine, and the pipeline's stages as DVC knows them, with their times."""
 
 import json
+import os
 import platform
 import subprocess
 from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import psutil
 import torch
 from dvc.repo import Repo
 
@@ -21,11 +21,10 @@ def commit() -> str:
 
 
 def machine() -> str:
-    """'Linux x86_64, 8 cores, 31 GB of memory, NVIDIA ...; Python 3.11.9, torch 2.9.0'."""
-    parts = [f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} cores"]
-    parts += [f"{psutil.virtual_memory().total / 2**30:.0f} GB of memory"]
-    parts += [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
-    return f"{', '.join(parts)}; Python {platform.python_version()}, torch {torch.__version__}"
+    """'Linux x86_64, 8 cores, NVIDIA H100; torch 2.9.0'."""
+    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    kind = f"{platform.system()} {platform.machine()}"
+    return f"{', '.join([kind, f'{os.cpu_count()} cores', *gpu])}; torch {torch.__version__}"
 
 
 def stages(times: Path) -> list[dict[str, object]]:

@@ -47,5 +47,7 @@ def places(parts: pd.DataFrame) -> list[dict[str, Any]]:
 def number(row: dict[str, Any], unit: str) -> str:
     """'0.934 [0.901, 0.968]': a ratio rather than its logarithm, with its interval if there is one."""
     ratio = unit.startswith("ln ratio")
-    estimate, low, high = (f"{math.exp(row[k]):.3f}" if ratio else f"{row[k]:+.3g}" for k in ("estimate", "low", "high"))
+    estimate, low, high = (
+        f"{math.exp(row[k]):.3f}" if ratio else f"{row[k]:+.3g}" for k in ("estimate", "low", "high")
+    )
     return estimate if low == "nan" or low == high else f"{estimate} [{low}, {high}]"

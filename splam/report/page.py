@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from splam.config import ROOT, Gate, Params
 from splam.report import ablations, made, tables
 from splam.report.claims import CLAIMS, judge
-from splam.report.figures import FIGURES, ends, forest, picture, plot, plotted_points, png, sheet
+from splam.report.figures import FIGURES, ends, picture, plot, plotted_points, png, sheet
 from splam.report.marks import GLYPHS, marks, places
 from splam.report.metrics import QUOTED, UNDISTILLED, Metrics, steps_text, where
 from splam.report.rules import ONE_SEED, REAL, TEACHER
@@ -82,10 +82,8 @@ def write_files(report: Report, folder: Path, samples: Path) -> dict[str, dict[s
     for name, table in report.tables.items():
         frames[f"tables/{name}"] = table = table.drop(columns="latency_s", errors="ignore")
         title = f"{tables.TABLES[name]['title']}. {tables.caption(name, table, report.metrics)}"
-        shown = tables.readable(tables.lay_out(table, *tables.TABLES[name]["across"]))
-        texts[name] = f"{title}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n"
-    title = "Every claim: the comparison that settles it, its interval, and where the claim says it lies (green)"
-    drawn, files = {}, {"claims.png": png(forest(report.verdicts, title))}
+        texts[name] = f"{title}\n\n{tables.readable(table).to_markdown(index=False, disable_numparse=True)}\n"
+    drawn, files = {}, {}
     for name in FIGURES:
         if name in report.points:
             frames[f"figures/{name}"] = report.points[name]
@@ -106,7 +104,9 @@ def write_files(report: Report, folder: Path, samples: Path) -> dict[str, dict[s
     return drawn
 
 
-def write_page(report: Report, folder: Path, drawn: dict[str, dict[str, Any]], times: Path = ROOT / "build/times") -> Path:
+def write_page(
+    report: Report, folder: Path, drawn: dict[str, dict[str, Any]], times: Path = ROOT / "build/times"
+) -> Path:
     """Write index.html beside what write_files wrote and returned; returns its path. times: splam.stage's records."""
     quoted = report.metrics.evaluations.groupby("dataset")[list(QUOTED)]
     found = {(row["id"], row["variant"]): row for row in marks(report.verdicts, report.parts)}
@@ -163,41 +163,31 @@ def notebooks_to_html(executed: Path, out: Path) -> None:
 
 
 def glance(report: Report) -> pd.DataFrame:
-    """The two students of the pictures beside their teacher, on the unseen set: FID, and in brackets the gap closed.
-
-    A row for each system, a column for each number of steps.
-    """
-    texts = {}
-    for name, frame in compared(report).items():
-        shown = frame["gap_closed"].map(lambda gap: f" ({gap:.0%})" if gap else "", na_action="ignore").fillna("")
-        texts[name] = frame["fid"].map(lambda fid: tables.written("fid", fid)) + shown
-    return pd.DataFrame(texts).T.rename(columns=steps_text).fillna("")
-
-
-def compared(report: Report) -> dict[str, pd.DataFrame]:
-    """FID and gap closed of the two students of the pictures, and of what they are held to, by steps."""
+    """FID and gap closed of the pictures' students and what they are held to, unseen set: (system, steps) x measure."""
     pictures = report.params.pictures
     w = report.params.runs[pictures.splam].guidance_scale
     rows = where(report.metrics.rows, dataset="unseen", final=True, guidance_scale=w)
-    picked = {name: {"method": name} for name in (UNDISTILLED, "DDIM", "Teacher")}
-    picked |= {"LCM": {"run": pictures.lcm}, "SPLAM": {"run": pictures.splam}}
-    return {name: where(rows, **cols).groupby("steps")[["fid", "gap_closed"]].mean() for name, cols in picked.items()}
+    picked = {name: where(rows, method=name) for name in (UNDISTILLED, "DDIM", "Teacher")}
+    picked |= {"LCM": where(rows, run=pictures.lcm), "SPLAM": where(rows, run=pictures.splam)}
+    return pd.concat({name: found.groupby("steps")[["fid", "gap_closed"]].mean() for name, found in picked.items()})
 
 
 def finding(report: Report) -> tuple[str, str]:
     """What was found in a sentence, and its numbers: where SPLAM is ahead of LCM, by the gap closed or else by FID."""
-    both = pd.concat({name: compared(report)[name] for name in ("LCM", "SPLAM")}, axis=1)
-    gaps, fids = (both.xs(column, axis=1, level=1).dropna() for column in ("gap_closed", "fid"))
-    found = gaps if len(gaps) else -fids
-    if found.empty:
+    measures = {
+        column: glance(report)[column].unstack(0)[["LCM", "SPLAM"]].dropna() for column in ("gap_closed", "fid")
+    }
+    measure = next((column for column, found in measures.items() if len(found)), "")
+    if not measure:
         return "Nothing has been measured yet.", ""
-    sides = {"": listed(found.index[found["SPLAM"] > found["LCM"]]), "not ": listed(found.index[found["SPLAM"] <= found["LCM"]])}
+    found, gap = measures[measure], measure == "gap_closed"
+    ahead = (found["SPLAM"] > found["LCM"]) if gap else (found["SPLAM"] < found["LCM"])
+    sides = {"": listed(ahead.index[ahead]), "not ": listed(ahead.index[~ahead])}
     said = " but ".join(f"{no}in {steps}" for no, steps in sides.items() if steps)
-    lcm, ours = (", ".join((f"{value:.0%}" if len(gaps) else f"{-value:,.1f}") for value in found[n]) for n in ("LCM", "SPLAM"))
-    if len(gaps):
-        numbers = f"Of the gap between the undistilled network and the teacher, SPLAM closes {ours}, LCM {lcm}"
-        return f"SPLAM comes nearer to the teacher than LCM {said}.", f"{numbers} (in {listed(found.index)})."
-    return f"SPLAM's FID is below LCM's {said}.", f"It is {ours}, LCM's {lcm} (in {listed(found.index)})."
+    values = {name: ", ".join(tables.written(measure, value) for value in found[name]) for name in found}
+    verb = "SPLAM comes nearer to the teacher than LCM" if gap else "SPLAM's FID is below LCM's"
+    what = "Of the gap between the undistilled network and the teacher, SPLAM closes" if gap else "It is"
+    return f"{verb} {said}.", f"{what} {values['SPLAM']}, LCM {values['LCM']} (in {listed(found.index)})."
 
 
 def listed(counts: Iterable[float]) -> str:
@@ -209,7 +199,8 @@ def listed(counts: Iterable[float]) -> str:
 def summary(report: Report) -> str:
     """The report in a terminal: the students at a glance, the gate, and a line for each verdict over several seeds."""
     lines = [f"{report.params.profile}: {report.metrics.fact('fid_name')}", "gate {}: {}".format(*report.gate), ""]
-    lines += ["FID, and how much of the gap to the teacher is closed:", glance(report).to_string()]
+    seen = glance(report).rename(columns=tables.NAMES).round(2).unstack().dropna(axis=1, how="all")
+    lines += ["Unseen captions, by the number of steps:", seen.to_string(na_rep="", float_format="{:g}".format)]
     lines += ["", *finding(report), ""]
     for row in report.verdicts[report.verdicts["verdict"] != ONE_SEED].to_dict("records"):
         about = f" ({row['variant']})" if row["variant"] else ""

@@ -7,7 +7,6 @@ table has its floors: what the metrics give for real images, for reconstructions
 import itertools
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,94 +90,41 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     pd.DataFrame({c: [written(c, v, grouping="") for v in table[c]] for c in table}).to_csv(path, index=False)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A table as the paper prints it.
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """A table as text: the measures that the paper prints, '812.0 (43.87)' with the paper's number in brackets."""
+    shown = {"method": table["method"], "test set": table["dataset"].fillna(""), "steps": table["steps"].astype(str)}
+    for measure in (measure for measure in CONTENT["best"] if f"paper_{measure}" in table):
+        columns = table.reindex(columns=[measure, f"{measure}_se", f"paper_{measure}"]).itertuples(index=False)
+        cells = [(written(measure, ours, error), written("paper_", paper)) for ours, error, paper in columns]
+        shown[NAMES[measure]] = [f"{ours} ({paper})".strip() if paper else ours for ours, paper in cells]
+    return pd.DataFrame(shown).replace("<NA>", "")
 
-    groups: of columns, a measure on a test set each, in so many `steps` each; `main` ones are those of the paper.
-    lines: a method each, with its `cells`, which span as many columns as their `span`.
+
+def lay_out(table: pd.DataFrame, steps: tuple[int, ...] = ()) -> tuple[list[dict[str, Any]], pd.DataFrame]:
+    """How the paper prints a table: its groups of columns, a measure on a test set each, and its rows.
+
+    steps: the numbers of steps with a column each in every group. Rows of one `line` share it; families are in their
+    order; MEASURE_best is whether a row is the best of its column, the teacher and the floors apart.
     """
-
-    groups: list[dict[str, Any]]
-    lines: list[dict[str, Any]]
-
-
-def lay_out(table: pd.DataFrame, *steps: int) -> Layout:
-    """steps: those that have a column each. Without any, a line is a method in so many steps."""
-    tests = table["dataset"].dropna().unique()
+    scales = table.get("guidance_scale", pd.Series(dtype=float))
+    rows = table.assign(dataset=table["dataset"].fillna(table["dataset"].iloc[0]), line=table["method"])
+    if scales.nunique() > 1:
+        rows["line"] += scales.map(", w = {:g}".format, na_action="ignore").fillna("")
+    rows["steps"] = rows["steps"].fillna(0).astype(int)
+    if not steps:
+        rows["line"] += [f", {steps_text(n)}" if n else "" for n in rows["steps"]]
+    families = rows["family"].mask(rows["method"].isin(FLOORS), "Floors").ffill().bfill() if "family" in rows else ""
+    rows["family"] = pd.Categorical(pd.Series(families, rows.index), CONTENT["families"])
+    apart = (rows["source"] != "measured") | rows["method"].isin([*FLOORS, "Teacher", SECOND_DRAW])
     groups = []
-    for test, measure in itertools.product(tests, CONTENT["best"]):
-        rows = where(table, dataset=test).reindex(columns=[measure, f"paper_{measure}"])
-        if rows.notna().any(axis=None):
-            facts = {"test": test, "measure": measure, "steps": steps or (None,)}
-            facts["main"] = f"paper_{measure}" in table or "paper_fid" not in table
-            groups.append({**facts, "best": _best(where(table, dataset=test), measure, steps)})
-    named = table.assign(line=line_names(table, steps), family=families(table))
-    lines = []
-    for (family, name), rows in named.groupby(["family", "line"], sort=False):
-        row = rows.iloc[0]
-        facts = {"name": name, "family": family, "place": CONTENT["families"].index(family)}
-        facts |= {"method": row["method"], "source": row["source"]}
-        lines.append({**facts, "cells": [cell for group in groups for cell in cells(rows, group)]})
-    return Layout(groups, sorted(lines, key=lambda line: line["place"]))
-
-
-def line_names(table: pd.DataFrame, steps: tuple[int, ...]) -> list[str]:
-    """'SPLAM (raw input), 4 steps': a method, with w where the table has several."""
-    names = []
-    for row in table.to_dict("records"):
-        several = table.get("guidance_scale", pd.Series(dtype=float)).nunique() > 1 and pd.notna(row["guidance_scale"])
-        w = f", w = {row['guidance_scale']:g}" if several else ""
-        names.append(row["method"] + w + ("" if steps or pd.isna(row["steps"]) else f", {steps_text(row['steps'])}"))
-    return names
-
-
-def families(table: pd.DataFrame) -> pd.Series:
-    """The paper's families of methods, where a table has them; what the paper has not is of its neighbours' family."""
-    if "family" not in table:
-        return pd.Series("", table.index)
-    return table["family"].mask(table["method"].isin(FLOORS), "Floors").ffill().bfill()
-
-
-def _best(rows: pd.DataFrame, measure: str, steps: tuple[int, ...]) -> dict[int | None, float]:
-    """The best measured value in each column, of all but the teacher and the floors."""
-    rows = rows[(rows["source"] == "measured") & ~rows["method"].isin([*FLOORS, "Teacher", SECOND_DRAW])]
-    columns = {n: where(rows, steps=n) for n in steps} or {None: rows}
-    pick = {"lowest": pd.Series.min, "highest": pd.Series.max, "": lambda _: None}[CONTENT["best"][measure]]
-    return {n: pick(found[measure]) if measure in found else None for n, found in columns.items()}
-
-
-def cells(rows: pd.DataFrame, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A line's cells in a group of columns: our number, the paper's, whether ours is the column's best."""
-    rows, measure = rows[rows["dataset"].isna() | (rows["dataset"] == group["test"])], group["measure"]
-    own = rows["steps"].isin(group["steps"]).any()
-    for n in group["steps"] if own else (None,):
-        found = (where(rows, steps=n) if own else rows).to_dict("records")
-        row = found[0] if found else {}
-        ours = written(measure, row.get(measure), row.get(f"{measure}_se"))
-        elsewhere = f" in {steps_text(row['steps'])}" if len(group["steps"]) > 1 and not own and ours and pd.notna(row["steps"]) else ""
-        facts = {"group": group, "span": 1 if own else len(group["steps"]), "ours": ours + elsewhere}
-        paper = written("paper_", row.get(f"paper_{measure}"))
-        facts["first"] = n == group["steps"][0] or not own
-        yield {**facts, "paper": paper, "best": bool(ours) and row[measure] == group["best"].get(n)}
-
-
-def readable(layout: Layout) -> pd.DataFrame:
-    """The paper's part of a layout as text: '812.0 (43.87)', our number and the paper's."""
-    main = [group for group in layout.groups if group["main"]]
-    heads = [
-        ", ".join([group["test"], NAMES[group["measure"]], *([steps_text(n)] if n else [])])
-        for group in main for n in group["steps"]
-    ]
-    records = []
-    for line in layout.lines:
-        texts = []
-        for cell in line["cells"]:
-            if cell["group"]["main"]:
-                text = f"**{cell['ours']}**" if cell["best"] else cell["ours"]
-                texts += [f"{text} ({cell['paper']})" if cell["paper"] else text] + [""] * (cell["span"] - 1)
-        records.append([line["name"], *texts])
-    return pd.DataFrame(records, columns=["method", *heads])
+    for test, (measure, best) in itertools.product(rows["dataset"].unique(), CONTENT["best"].items()):
+        if where(rows, dataset=test).reindex(columns=[measure, f"paper_{measure}"]).notna().any(axis=None):
+            main = f"paper_{measure}" in rows or "paper_fid" not in rows
+            groups.append({"test": test, "measure": measure, "main": main})
+            values = rows.get(measure, pd.Series(math.nan, rows.index)).mask(apart)
+            column = [rows["dataset"], *([rows["steps"]] if steps else [])]
+            rows[f"{measure}_best"] = values == values.groupby(column).transform(best or "size")
+    return groups, rows
 
 
 def caption(name: str, table: pd.DataFrame, metrics: Metrics) -> str:
