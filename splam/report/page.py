@@ -175,7 +175,8 @@ def glance(report: Report) -> pd.DataFrame:
 def finding(report: Report) -> tuple[str, str]:
     """What was found in a sentence, and its numbers: where SPLAM is ahead of LCM, by the gap closed or else by FID."""
     measures = {
-        column: glance(report)[column].unstack(0)[["LCM", "SPLAM"]].dropna() for column in ("gap_closed", "fid")
+        column: glance(report)[column].unstack(0).reindex(columns=["LCM", "SPLAM"]).dropna()
+        for column in ("gap_closed", "fid")
     }
     measure = next((column for column, found in measures.items() if len(found)), "")
     if not measure:
