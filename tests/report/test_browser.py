@@ -33,7 +33,7 @@ def chromium():
 def test_the_page_works_offline_at_every_width(page_path, chromium, width, scheme):
     page, said, asked = chromium.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme), [], []
     for event in ("console", "pageerror", "requestfailed"):
-        page.on(event, said.append)
+        page.on(event, lambda what: said.append(str(what)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(page_path.as_uri())
     page.screenshot(path=page_path.parent / f"{width}-{scheme}.png", full_page=True)
