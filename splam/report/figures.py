@@ -12,7 +12,6 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from splam.report.metrics import Metrics, where
@@ -96,7 +95,7 @@ def plot(name: str, points: pd.DataFrame, metrics: Metrics) -> Figure:
     """A figure of figures.yaml, whose words {fid} and {clip} stand for the metrics' names."""
     labels = {"fid": metrics.fact("fid_name"), "clip": metrics.fact("clip_name")}
     panels = [panel for panel in FIGURES[name]["panels"] if points[panel["y"]].notna().any()]
-    figure = Figure((2.4 + 4 * len(panels), 4.2), layout="constrained", facecolor="white")
+    figure = Figure((1 + 4.4 * len(panels), 4), layout="constrained", facecolor="white")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
         _lines(axis, points, panel)
@@ -163,59 +162,46 @@ def picture(path: Path) -> Figure:
     return figure
 
 
-def forest(rows: pd.DataFrame, title: str = "") -> Figure:
-    """A panel for each unit of the rows that were measured; rows: id, variant and a Part's record each."""
-    panels = [panel.to_dict("records") for _, panel in rows[rows["estimate"].notna()].groupby("unit", sort=False)]
-    heights = [len(panel) + 1.6 for panel in panels] or [1]
-    figure = Figure((8.6, 0.24 * sum(heights) + 0.4 * bool(title) + 0.1), layout="constrained", facecolor="white")
-    axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for axis, panel in zip(axes, panels, strict=False):
-        _panel(axis, panel)
-    if not panels:
-        axes[0].axis("off")
-        axes[0].text(0, 0.5, "nothing measured")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
-    return figure
+def sheet(path: Path, largest: int = 160) -> tuple[bytes, dict[str, Any]]:
+    """The images of `picture` for the page, one WebP without labels, and their columns, prompts, shape and `ours`.
+
+    An image is at most `largest` pixels wide. ours: each column's distance from the teacher's.
+    """
+    with np.load(path) as file:
+        images, columns, prompts = (file[key] for key in ("images", "columns", "prompts"))
+    _, lines, height, width = images.shape[:4]
+    whole = Image.fromarray(images.transpose(1, 2, 0, 3, 4).reshape(lines * height, -1, 3))
+    buffer = io.BytesIO()
+    whole.reduce(math.ceil(width / largest)).save(buffer, "WEBP", lossless=width <= 64, quality=85)
+    far = [
+        f"{name} {np.sqrt(np.square((own - teacher) / 255.0).mean()):.3f}"
+        for teacher in images[[name.startswith("Teacher") for name in columns]].astype(float)
+        for name, own in zip(columns, images, strict=True)
+        if not name.startswith("Teacher")
+    ]
+    ours = f"root mean square difference from the teacher's images, pixels in [0, 1]: {'; '.join(far)}." if far else ""
+    return buffer.getvalue(), {
+        "columns": columns.tolist(),
+        "prompts": prompts.tolist(),
+        "shape": (width, height),
+        "ours": ours,
+    }
 
 
-def _panel(axis: Axes, rows: list[dict[str, Any]]) -> None:
-    """One unit's rows, top to bottom; ln ratios are read as ratios, on a logarithmic axis."""
-    seeds = [[float(value) for value in str(row["values"]).split()] for row in rows]
-    numbers = [row[key] for row in rows for key in ("estimate", "low", "high", "accept_low", "accept_high")]
-    shown = np.array([0.0, *numbers, *(value for values in seeds for value in values)])
-    shown = shown[np.isfinite(shown)]
-    margin = 0.08 * (np.ptp(shown) or 1.0)
-    low, high = shown.min() - margin, shown.max() + margin
-    for y, (row, values) in enumerate(zip(rows, seeds, strict=True)):
-        colour, marker = STYLES.get(row["verdict"], STYLES["one seed"])
-        left, right = max(row["accept_low"], low), min(row["accept_high"], high)
-        axis.fill_betweenx([y - 0.42, y + 0.42], left, right, color=STYLES["holds"][0], alpha=0.13, linewidth=0)
-        axis.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.8)
-        axis.plot(values, [y] * len(values), "|", color=colour, markersize=6, alpha=0.7)
-        face = colour if row["verdict"] in STYLES else "white"
-        axis.plot(row["estimate"], y, marker=marker, color=colour, markerfacecolor=face, markersize=6)
-    names = [f"{row['id']} ({row['variant']})" if row["variant"] else row["id"] for row in rows]
-    labels = [textwrap.shorten(f"{n}: {row['part']}", 88, placeholder=" …") for n, row in zip(names, rows, strict=True)]
-    axis.set_yticks(range(len(rows)), labels)
-    axis.tick_params(labelsize=7.5)
-    axis.tick_params(axis="y", length=0)
-    axis.axvline(0, color="#222222", linewidth=0.8)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    unit = rows[0]["unit"]
-    axis.set_xlabel(unit.removeprefix("ln "), fontsize=8)
-    if unit.startswith("ln ratio"):
-        ratios = [v for v in MaxNLocator(7).tick_values(math.exp(low), math.exp(high)) if v > 0]
-        axis.set_xticks([math.log(v) for v in ratios], [f"{v:.4g}" for v in ratios])
-    axis.set(xlim=(low, high), ylim=(len(rows) - 0.5, -0.5))
+def ends(name: str, points: pd.DataFrame) -> str:
+    """What a plotted figure shows: where each of its lines starts and ends."""
+    (along, place), y, texts = FIGURES[name]["along"], FIGURES[name]["panels"][0]["y"], []
+    for series, line in points.dropna(subset=[along]).sort_values(along).groupby("series", sort=False):
+        if line[along].nunique() > 1:
+            both = [f"{row[y]:.4g} at {place.format(row[along])}" for row in (line.iloc[0], line.iloc[-1])]
+            texts.append(f"{series}: {', '.join(both)}")
+    return "; ".join(texts) + "."
 
 
-def png(figure: Figure, colours: int | None = None) -> bytes:
-    """The figure as PNG, without the notes that would change its bytes; fewer colours make a smaller file."""
-    buffer, small = io.BytesIO(), io.BytesIO()
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, without the notes that would change its bytes."""
+    buffer = io.BytesIO()
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # "$5 and $6" is no formula
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    if colours is None:
-        return buffer.getvalue()
-    Image.open(buffer).convert("RGB").quantize(colours).save(small, "PNG", optimize=True)
-    return small.getvalue()
+    return buffer.getvalue()

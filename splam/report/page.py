@@ -1,22 +1,23 @@
 """A profile's report: what its metrics give, the files under reports/PROFILE, the pages and the summary."""
 
-import base64
 import shutil
-import subprocess
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from splam.config import Gate, Params
-from splam.report import ablations, tables
+from splam.config import ROOT, Gate, Params
+from splam.report import ablations, made, tables
 from splam.report.claims import CLAIMS, judge
-from splam.report.figures import FIGURES, forest, picture, plot, plotted_points, png
+from splam.report.figures import FIGURES, ends, picture, plot, plotted_points, png, sheet
+from splam.report.marks import GLYPHS, marks, places
 from splam.report.metrics import QUOTED, UNDISTILLED, Metrics, steps_text, where
-from splam.report.rules import ONE_SEED, REAL
+from splam.report.rules import ONE_SEED, REAL, TEACHER
 
 FOLDER = Path(__file__).parent
 TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -71,8 +72,8 @@ def check_gate(rows: pd.DataFrame, gate: Gate | None, steps: int) -> tuple[str, 
     return "not passed", f"{found}; find out why before believing any student's FID"
 
 
-def write_files(report: Report, folder: Path, samples: Path) -> list[str]:
-    """Write tables, verdicts and figures; returns the names of the figures that there are numbers or images for.
+def write_files(report: Report, folder: Path, samples: Path) -> dict[str, dict[str, Any]]:
+    """Write tables, verdicts and figures; returns the figures that there are numbers or images for, with their facts.
 
     The files leave out this machine's latencies, which differ in every run; the page shows them.
     """
@@ -81,15 +82,16 @@ def write_files(report: Report, folder: Path, samples: Path) -> list[str]:
     for name, table in report.tables.items():
         frames[f"tables/{name}"] = table = table.drop(columns="latency_s", errors="ignore")
         title = f"{tables.TABLES[name]['title']}. {tables.caption(name, table, report.metrics)}"
-        texts[name] = f"{title}\n\n{tables.readable(table).to_markdown(index=False, disable_numparse=True)}\n"
-    title = "Every claim: the comparison that settles it, its interval, and where the claim says it lies (green)"
-    drawn = {"claims": forest(report.verdicts, title)}
+        texts[name] = f"{title}\n\n{tables.markdown(tables.readable(table))}\n"
+    drawn, files = {}, {}
     for name in FIGURES:
         if name in report.points:
             frames[f"figures/{name}"] = report.points[name]
-            drawn[name] = plot(name, report.points[name], report.metrics)
+            files[f"{name}.png"] = png(plot(name, report.points[name], report.metrics))
+            drawn[name] = {"ours": ends(name, report.points[name])}
         elif (path := samples / f"{name}.npz").is_file():
-            drawn[name] = picture(path)
+            files[f"{name}.png"] = png(picture(path))
+            files[f"{name}.webp"], drawn[name] = sheet(path)
     for kind in ("tables", "figures"):
         shutil.rmtree(folder / kind, ignore_errors=True)  # a figure of other metrics must not stay
         (folder / kind).mkdir(parents=True)
@@ -97,28 +99,35 @@ def write_files(report: Report, folder: Path, samples: Path) -> list[str]:
         tables.write_csv(frame, folder / f"{name}.csv")
     for name, text in texts.items():
         (folder / f"tables/{name}.md").write_text(text)
-    for name, figure in drawn.items():
-        (folder / f"figures/{name}.png").write_bytes(png(figure))
-    return [name for name in FIGURES if name in drawn]
+    for name, content in files.items():
+        (folder / f"figures/{name}").write_bytes(content)
+    return drawn
 
 
-def write_page(report: Report, folder: Path, drawn: list[str]) -> Path:
-    """Write index.html beside what write_files wrote; returns its path. drawn: the figures that there are."""
+def write_page(
+    report: Report, folder: Path, drawn: dict[str, dict[str, Any]], times: Path = ROOT / "build/times"
+) -> Path:
+    """Write index.html beside what write_files wrote and returned; returns its path. times: splam.stage's records."""
     quoted = report.metrics.evaluations.groupby("dataset")[list(QUOTED)]
-    commit = ["git", "-C", str(FOLDER), "rev-parse", "HEAD"]
+    found = {(row["id"], row["variant"]): row for row in marks(report.verdicts, report.parts)}
     page = TEMPLATES.get_template("report.html.j2").render(
         report=report,
+        finding=finding(report),
         drawn=drawn,
         claims=CLAIMS,
+        marks={name: [row for key, row in found.items() if key[0] == name] for name in CLAIMS},
+        glyphs=GLYPHS,
+        places=places,
         figures=FIGURES,
         tables=tables,
-        ablations=ablations,
         where=where,
         steps_text=steps_text,
-        protocol=quoted.agg(lambda values: "; ".join(sorted(set(values) - {""}))).T.reset_index(names=""),
-        picture_of=lambda rows: base64.b64encode(png(forest(rows), colours=32)).decode(),
+        protocol=quoted.agg(lambda values: "; ".join(sorted(set(values) - {""}))).to_dict(),
         real=REAL,
-        commit=subprocess.run(commit, capture_output=True, text=True).stdout.strip(),
+        teacher=TEACHER,
+        commit=made.commit(),
+        machine=made.machine(),
+        stages=made.stages(times),
         parameters=yaml.safe_dump(report.params.model_dump(mode="json"), sort_keys=False, default_flow_style=None),
     )
     (folder / "index.html").write_text(page)
@@ -153,35 +162,47 @@ def notebooks_to_html(executed: Path, out: Path) -> None:
     (out / "index.html").write_text(TEMPLATES.get_template("notebooks.html.j2").render(pages=pages))
 
 
-def glance(report: Report) -> tuple[pd.DataFrame, str]:
-    """The two students of the pictures beside their teacher, on the unseen set, and a sentence on them.
-
-    The frame has FID and, in brackets, the gap closed: a row for each system, a column for each number of steps.
-    """
+def glance(report: Report) -> pd.DataFrame:
+    """FID and gap closed of the pictures' students and what they are held to, unseen set: (system, steps) x measure."""
     pictures = report.params.pictures
     w = report.params.runs[pictures.splam].guidance_scale
     rows = where(report.metrics.rows, dataset="unseen", final=True, guidance_scale=w)
-    picked = {name: {"method": name} for name in (UNDISTILLED, "DDIM", "Teacher")}
-    picked |= {"LCM": {"run": pictures.lcm}, "SPLAM": {"run": pictures.splam}}
-    found = {
-        name: where(rows, **columns).groupby("steps")[["fid", "gap_closed"]].mean() for name, columns in picked.items()
+    picked = {name: where(rows, method=name) for name in (UNDISTILLED, "DDIM", "Teacher")}
+    picked |= {"LCM": where(rows, run=pictures.lcm), "SPLAM": where(rows, run=pictures.splam)}
+    return pd.concat({name: found.groupby("steps")[["fid", "gap_closed"]].mean() for name, found in picked.items()})
+
+
+def finding(report: Report) -> tuple[str, str]:
+    """What was found in a sentence, and its numbers: where SPLAM is ahead of LCM, by the gap closed or else by FID."""
+    measures = {
+        column: glance(report)[column].unstack(0).reindex(columns=["LCM", "SPLAM"]).dropna()
+        for column in ("gap_closed", "fid")
     }
-    gaps = pd.DataFrame({name: found[name]["gap_closed"] for name in ("LCM", "SPLAM")}).dropna()
-    texts = {}
-    for name, frame in found.items():
-        shown = frame["gap_closed"].map(lambda gap: f" ({gap:.0%})" if gap else "", na_action="ignore").fillna("")
-        texts[name] = frame["fid"].map(lambda fid: tables.written("fid", fid)) + shown
-    table = pd.DataFrame(texts).T.rename(columns=steps_text).fillna("")
-    said = [f"{gap.LCM:.0%} and {gap.SPLAM:.0%} in {steps_text(gap.Index)}" for gap in gaps.itertuples()]
-    sentence = f"Of the gap between the undistilled network and its teacher at w = {w:g}, LCM and SPLAM close "
-    return table, sentence + (", ".join(said) or "an unknown part: it was not measured") + "."
+    measure = next((column for column, found in measures.items() if len(found)), "")
+    if not measure:
+        return "Nothing has been measured yet.", ""
+    found, gap = measures[measure], measure == "gap_closed"
+    ahead = (found["SPLAM"] > found["LCM"]) if gap else (found["SPLAM"] < found["LCM"])
+    sides = {"": listed(ahead.index[ahead]), "not ": listed(ahead.index[~ahead])}
+    said = " but ".join(f"{no}in {steps}" for no, steps in sides.items() if steps)
+    values = {name: ", ".join(tables.written(measure, value) for value in found[name]) for name in found}
+    verb = "SPLAM comes nearer to the teacher than LCM" if gap else "SPLAM's FID is below LCM's"
+    what = "Of the gap between the undistilled network and the teacher, SPLAM closes" if gap else "It is"
+    return f"{verb} {said}.", f"{what} {values['SPLAM']}, LCM {values['LCM']} (in {listed(found.index)})."
+
+
+def listed(counts: Iterable[float]) -> str:
+    """'1, 2 and 4 steps'."""
+    *first, last = [*map("{:g}".format, counts)] or [""]
+    return " and ".join([", ".join(first)] * bool(first) + [steps_text(float(last))]) if last else ""
 
 
 def summary(report: Report) -> str:
     """The report in a terminal: the students at a glance, the gate, and a line for each verdict over several seeds."""
     lines = [f"{report.params.profile}: {report.metrics.fact('fid_name')}", "gate {}: {}".format(*report.gate), ""]
-    table, sentence = glance(report)
-    lines += ["FID, and how much of the gap to the teacher is closed:", table.to_string(), "", sentence, ""]
+    seen = glance(report).rename(columns=tables.NAMES).round(2).unstack().dropna(axis=1, how="all")
+    lines += ["Unseen captions, by the number of steps:", seen.to_string(na_rep="", float_format="{:g}".format)]
+    lines += ["", *finding(report), ""]
     for row in report.verdicts[report.verdicts["verdict"] != ONE_SEED].to_dict("records"):
         about = f" ({row['variant']})" if row["variant"] else ""
         lines.append(f"{row['id']:>3}  {row['verdict']:<21} {textwrap.shorten(row['claim'], 88)}{about}")

@@ -4,6 +4,7 @@ A row's `source` is "measured", "cited" (only the paper has a number) or "not me
 table has its floors: what the metrics give for real images, for reconstructions, and for other images' captions.
 """
 
+import itertools
 import math
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from splam.report.metrics import MEASURES, Metrics, distinct, expand, variants, where
+from splam.report.metrics import MEASURES, SECOND_DRAW, Metrics, distinct, expand, steps_text, variants, where
 
 CONTENT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
 TABLES: dict[str, dict[str, Any]] = CONTENT["tables"]
 NAMES: dict[str, str] = CONTENT["columns"]
+FLOORS = TABLES["table1"]["floors"]
 
 
 def lines_of(table: dict[str, Any], rows: pd.DataFrame, pipelines: Collection[str]) -> Iterator[dict[str, Any]]:
@@ -69,7 +71,7 @@ def build_table(name: str, metrics: Metrics, pipelines: Collection[str] = ()) ->
     found = compared(found, metrics.latency) if TABLES[name]["compares"] else found
     cited = paper[~paper.set_index(keys).index.isin(found.set_index(keys).index)]
     cited = cited.assign(method=cited["base"], dataset=None, source="cited")
-    found = found.merge(paper.drop(columns="family", errors="ignore"), how="left", on=keys)
+    found = found.merge(paper, how="left", on=keys)
     whole = pd.concat([found, cited]).reindex(columns=CONTENT["saved"])
     whole = whole.astype(dict.fromkeys(("steps", "seeds", "images", "skip", "iteration"), "Int64"))
     return whole[[column for column in whole if column in CONTENT["always"] or whole[column].notna().any()]]
@@ -90,14 +92,40 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """A table as readers see it: text only, each measured number beside the paper's."""
-    shown = {}
-    for column in (column for column in NAMES if column in table):
-        several = column not in ("dataset", "guidance_scale") or table[column].nunique() > 1
-        if several and table[column].notna().any():
-            errors = table.get(f"{column}_se", [None] * len(table))
-            shown[NAMES[column]] = [written(column, *cell) for cell in zip(table[column], errors, strict=True)]
-    return pd.DataFrame(shown)
+    """A table as text: the measures that the paper prints, '812.0 (43.87)' with the paper's number in brackets."""
+    shown = {"method": table["method"], "test set": table["dataset"].fillna(""), "steps": table["steps"].astype(str)}
+    for measure in (measure for measure in CONTENT["best"] if f"paper_{measure}" in table):
+        columns = table.reindex(columns=[measure, f"{measure}_se", f"paper_{measure}"]).itertuples(index=False)
+        cells = [(written(measure, ours, error), written("paper_", paper)) for ours, error, paper in columns]
+        shown[NAMES[measure]] = [f"{ours} ({paper})".strip() if paper else ours for ours, paper in cells]
+    return pd.DataFrame(shown).replace("<NA>", "")
+
+
+def lay_out(table: pd.DataFrame, steps: tuple[int, ...] = ()) -> tuple[list[dict[str, Any]], pd.DataFrame]:
+    """How the paper prints a table: its groups of columns, a measure on a test set each, and its rows.
+
+    steps: the numbers of steps with a column each in every group. Rows of one `line` share it; families are in their
+    order; MEASURE_best is whether a row is the best of its column, the teacher and the floors apart.
+    """
+    scales = table.get("guidance_scale", pd.Series(dtype=float))
+    rows = table.assign(dataset=table["dataset"].fillna(table["dataset"].iloc[0]), line=table["method"])
+    if scales.nunique() > 1:
+        rows["line"] += scales.map(", w = {:g}".format, na_action="ignore").fillna("")
+    rows["steps"] = rows["steps"].fillna(0).astype(int)
+    if not steps:
+        rows["line"] += [f", {steps_text(n)}" if n else "" for n in rows["steps"]]
+    families = rows["family"].mask(rows["method"].isin(FLOORS), "Floors").ffill().bfill() if "family" in rows else ""
+    rows["family"] = pd.Categorical(pd.Series(families, rows.index), CONTENT["families"])
+    apart = (rows["source"] != "measured") | rows["method"].isin([*FLOORS, "Teacher", SECOND_DRAW])
+    groups = []
+    for test, (measure, best) in itertools.product(rows["dataset"].unique(), CONTENT["best"].items()):
+        if where(rows, dataset=test).reindex(columns=[measure, f"paper_{measure}"]).notna().any(axis=None):
+            main = f"paper_{measure}" in rows or "paper_fid" not in rows
+            groups.append({"test": test, "measure": measure, "main": main})
+            values = rows.get(measure, pd.Series(math.nan, rows.index)).mask(apart)
+            column = [rows["dataset"], *([rows["steps"]] if steps else [])]
+            rows[f"{measure}_best"] = values == values.groupby(column).transform(best or "size")
+    return groups, rows
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -112,20 +140,4 @@ def caption(name: str, table: pd.DataFrame, metrics: Metrics) -> str:
     notes = [f"{'; '.join(metrics.fact(column) for column in shown)}; {counts} images."]
     notes += ["Baselines: trailing times."] if "trailing" in metrics.fact("sampler") else []
     notes += ["± is the standard error over seeds."] if table["fid_se"].notna().any() else []
-    notes += [CONTENT["paired"]] if "rmse_teacher" in table else []
     return " ".join([*notes, f"The paper's numbers: {TABLES[name]['printed']}"])
-
-
-def headline(table1: pd.DataFrame) -> pd.DataFrame:
-    """SPLAM against LCM (fix w) on the unseen set: FID of both, their ratio, and the ratio in the paper.
-
-    A ratio can be compared with the paper's where the FIDs themselves, of other data and features, cannot.
-    """
-    rows, records = where(table1, dataset="unseen").set_index(["method", "steps"]), []
-    for name, steps in (key for key in rows.index if key[0].startswith("SPLAM")):
-        lcm, ours = rows.loc[("LCM (fix w)", steps)], rows.loc[(name, steps)]
-        fids = [written("fid", side["fid"], side["fid_se"]) for side in (lcm, ours)]
-        ratios = [written("splam_ratio", ours[column] / lcm[column]) for column in ("fid", "paper_fid")]
-        records.append([name, str(steps), *fids, *ratios, written("", ours["seeds"])])
-    names = ["student", "steps", "LCM's FID", "SPLAM's FID", "SPLAM / LCM", "in the paper", "seeds"]
-    return pd.DataFrame(records, columns=names)

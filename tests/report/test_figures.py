@@ -1,11 +1,16 @@
 """Figures plot the saved numbers they were given, and give the same bytes every time."""
 
+import io
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from splam.report import figures
-from splam.report.figures import forest, picture, plot
+from splam.report.figures import picture, plot, sheet
+from splam.report.marks import marks, places
 from splam.report.metrics import where
 from tests.report.synthetic import write_samples
 
@@ -80,11 +85,30 @@ def test_a_name_is_text_whatever_is_in_it(metrics, points):
     assert figures.png(figure) and legend(figure.axes[0]) == {"Ours ($5_{) and $6"}
 
 
-def test_forest_draws_every_measured_part_in_the_panel_of_its_unit(report):
-    some = where(report.parts, id=("C1", "C3", "C14"))
-    figure = forest(some)
-    measured = some[some["estimate"].notna()]
-    assert len(figure.axes) == measured["unit"].nunique() == 3
-    assert sum(len(axis.get_yticks()) for axis in figure.axes) == len(measured)
-    low, high = figure.axes[0].get_xlim()
-    assert low < measured.loc[measured["id"] == "C1", "low"].min() < high
+def test_a_sheet_has_every_image_where_the_page_looks_for_it(tmp_path):
+    path = tmp_path / "one.npz"
+    images = np.random.default_rng(0).integers(0, 256, (3, 2, 8, 8, 3), dtype=np.uint8)
+    images[2] = images[0] // 255 * 255
+    np.savez(path, images=images, columns=["LCM", "SPLAM", "Teacher, 50 steps"], prompts=["a", "b"], title="")
+    webp, facts = sheet(path)
+    whole = np.asarray(Image.open(io.BytesIO(webp)).convert("RGB"))
+    np.testing.assert_array_equal(whole[8:16, 16:24], images[2, 1])
+    far = np.sqrt(np.square((images[1].astype(float) - images[2]) / 255).mean())
+    assert f"SPLAM {far:.3f}" in facts["ours"] and facts["shape"] == (8, 8)
+
+
+def test_a_plotted_figure_is_said_in_words(points):
+    values = where(points["figure2a"], series="LCM").set_index("skip")["fid"]
+    assert f"LCM: {values[20]:.4g} at k = 20, {values[200]:.4g} at k = 200" in figures.ends(
+        "figure2a", points["figure2a"]
+    )
+
+
+def test_comparisons_lie_on_the_scale_of_their_unit(report):
+    shown = places(where(report.parts, id="C1", fid_of="real images"))
+    assert [row["text"].split()[0] for row in shown] == [f"{math.exp(row['estimate']):.3f}" for row in shown]
+    for row in shown:
+        left = row["at"]["low"] < row["at"]["estimate"] < row["at"]["high"]
+        assert left and (row["at"]["estimate"] < row["at"]["zero"]) == (row["estimate"] < 0)
+    one = report.verdicts.assign(verdict="one seed, not tested")
+    assert {row["state"] for row in marks(one, report.parts)} >= {"as claimed", "not as claimed"}

@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from splam.report.claims import CLAIMS
 from splam.report.figures import FIGURES
 from splam.report.metrics import where
-from splam.report.page import build, glance, notebooks_to_html, summary, write_files, write_page
+from splam.report.page import build, finding, glance, notebooks_to_html, summary, write_files, write_page
 from tests.report.synthetic import write_samples
 
 PLOTTED = ["figure2a", "figure2b", "figure2c", "figure3b"]
@@ -50,7 +50,7 @@ def test_everything_is_written(written):
     tables = ["table1", "table2a", "table2b", "table2c"]
     assert sorted(p.stem for p in written.glob("tables/*.csv")) == tables
     assert sorted(p.stem for p in written.glob("tables/*.md")) == ["ablations", *tables]
-    assert sorted(p.stem for p in written.glob("figures/*.png")) == sorted(["claims", *FIGURES])
+    assert sorted(p.stem for p in written.glob("figures/*.png")) == sorted(FIGURES)
     assert sorted(p.stem for p in written.glob("figures/*.csv")) == PLOTTED
     claims = pd.read_csv(written / "claims.csv")
     assert set(claims["id"]) == set(CLAIMS)
@@ -60,12 +60,11 @@ def test_everything_is_written(written):
 
 def test_the_page_shows_everything_and_loads_nothing(written):
     page = (written / "index.html").read_text()
-    for text in ("tiny: shapes, FID (EfficientNet-Lite0),\n1,000 images", "not on the scale", "13.81", "seed: 0"):
+    for text in ("1,000 images, FID (EfficientNet-Lite0), 3 seeds", "Not on the scale", "13.81", "seed: 0"):
         assert text in page
     found = Links(written / "index.html")
     assert set(CLAIMS) | set(FIGURES) <= found.ids
-    assert {f"figures/{name}.png" for name in FIGURES} <= found.loads
-    assert "script" not in found.tags
+    assert {f"figures/{name}.png" for name in PLOTTED} <= found.loads and "url(figures/figure4.webp)" in page
     local = [link for link in found.links | found.loads if link and not link.startswith(("#", "data:", "html/"))]
     assert len(local) > 20 and [link for link in local if not (written / link).is_file()] == []
 
@@ -78,32 +77,33 @@ def test_an_empty_profile_gets_a_report_that_says_so(params, empty, tmp_path):
     assert not (tmp_path / "figures/figure2a.png").exists()
     page = (tmp_path / "index.html").read_text()
     assert page.count("Not measured in this profile.") == len(FIGURES)
-    assert "nothing evaluated" in page
-    by_fid = sum(claim.get("by_fid", True) for claim in CLAIMS.values())
-    assert page.count('<span class="verdict not-measured">') == 1 + 18 + by_fid
+    assert "Nothing has been measured yet." in page and 'title="not measured"' in page
 
 
 def test_the_page_shows_studies_and_the_gate(report, written, tmp_path):
     row = {"study": "choices", "run": "low", "reference": "r", "factor": "rate", "value": "1", "reference_value": "2"}
     row |= {"steps": 4, "fid_of": "real images", "fid": 1.0, "seeds": 3, "unit": "ln ratio of FID", "values": "0 0.1"}
-    row |= {"estimate": 0.0, "low": -0.1, "high": 0.1, "accept_low": -9.0, "accept_high": 0.0, "verdict": "better"}
+    row |= {"estimate": 0.0, "low": -0.1, "high": 0.1, "accept_low": -9.0, "accept_high": 0.0}
+    row |= {"excess": 0.0, "verdict": "better"}
     changed = dataclasses.replace(report, ablations=pd.DataFrame([row]), gate=("not passed", "18 is not 8"))
-    page = write_page(changed, tmp_path, []).read_text()
-    assert '<article id="ablation-choices">' in page and "<td>1.000 [0.905, 1.105], better</td>" in page
-    assert "gate not passed</span> 18 is not 8" in page
+    page = write_page(changed, tmp_path, {}).read_text()
+    assert '<article id="ablation-choices">' in page and "1.000 [0.905, 1.105]" in page
+    assert "Gate not passed: 18 is not 8." in page
     assert 'id="ablations"' not in (written / "index.html").read_text()
 
 
 def test_summary_says_what_was_found_and_names_every_verdict(report):
     lines = summary(report).splitlines()
     assert sum(line.strip().startswith("C") for line in lines) == len(report.verdicts)
-    assert "gate not applicable" in lines[1] and "an unknown part: it was not measured" in summary(report)
+    assert "gate not applicable" in lines[1] and "Nothing has been measured yet." in lines
     rows = report.metrics.rows.replace({"run": {"LCM (fix w)  3 20 False": report.params.pictures.lcm}})
     rows = rows.replace({"run": {"SPLAM scaled input 3 100 True": report.params.pictures.splam}})
-    table, sentence = glance(dataclasses.replace(report, metrics=dataclasses.replace(report.metrics, rows=rows)))
+    seen = dataclasses.replace(report, metrics=dataclasses.replace(report.metrics, rows=rows))
     gap = where(rows, run=report.params.pictures.lcm, dataset="unseen", steps=1, final=True)["gap_closed"].mean()
-    assert f"LCM and SPLAM close {gap:.0%} and " in sentence and "in 4 steps." in sentence
-    assert table.loc["LCM", "1 step"].endswith(f" ({gap:.0%})") and table.loc["Teacher", "50 steps"] == "760.0"
+    assert glance(seen).loc[("LCM", 1), "gap_closed"] == gap and f", LCM {gap:.0%}, " in finding(seen)[1]
+    assert finding(seen)[0] == "SPLAM comes nearer to the teacher than LCM in 1, 2 and 4 steps."
+    no_gap = dataclasses.replace(seen.metrics, rows=rows.assign(gap_closed=float("nan")))
+    assert finding(dataclasses.replace(seen, metrics=no_gap))[0].startswith("SPLAM's FID is below LCM's in 1, 2 and")
 
 
 def executed_notebook(path: Path, markdown: str) -> None:

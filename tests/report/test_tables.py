@@ -9,7 +9,7 @@ import pytest
 
 from splam.report import tables
 from splam.report.metrics import Metrics, where
-from splam.report.tables import TABLES, build_table, caption, headline, readable, written
+from splam.report.tables import TABLES, build_table, caption, lay_out, readable, written
 
 
 @pytest.fixture
@@ -81,11 +81,16 @@ def test_only_finished_runs_enter_and_two_runs_of_one_seed_are_an_error(metrics)
         build_table("table1", changed(metrics, pd.concat([rows, twin])))
 
 
-def test_headline_compares_ratios(built):
-    head = headline(built["table1"]).set_index(["student", "steps"])
-    fid = [cell(built["table1"], method, 1)["fid"] for method in ("SPLAM (scaled input)", "LCM (fix w)")]
-    row = head.loc[("SPLAM (scaled input)", "1")]
-    assert row["SPLAM / LCM"] == f"{fid[0] / fid[1]:.3f}" and row["in the paper"] == f"{40.52 / 43.87:.3f}"
+def test_the_layout_is_the_papers_with_the_best_of_each_column_marked(built):
+    groups, rows = lay_out(built["table1"], (1, 2, 4))
+    main = [(group["test"], group["measure"]) for group in groups if group["main"]]
+    assert main == [(test, measure) for test in ("unseen", "seen") for measure in ("fid", "clip_score")]
+    assert {"kid", "gap_closed"} <= {group["measure"] for group in groups if not group["main"]}
+    best = rows[rows["fid_best"]]
+    assert set(best["line"]) == {"SPLAM (scaled input)"} and list(best["steps"]) == [1, 2, 4] * 2
+    families = lay_out(built["table2a"])[1].groupby("family", observed=True)
+    assert [*families.groups] == ["Unaccelerated", "GANs", "Accelerated Diffusion", "Teacher", "Floors"]
+    assert "LCM (fix w), 2 steps" in set(families.get_group("Accelerated Diffusion")["line"])
 
 
 def test_gap_closed_is_the_way_from_the_undistilled_network_to_another_draw_of_the_teacher(metrics):
@@ -98,16 +103,13 @@ def test_gap_closed_is_the_way_from_the_undistilled_network_to_another_draw_of_t
     assert where(metrics.rows, dataset="seen")["gap_closed"].isna().all(), "the teacher has no images of that set"
 
 
-def test_what_stands_beside_fid_is_read_beside_it(built, metrics):
+def test_the_papers_number_is_read_in_brackets(built, metrics):
     shown = readable(built["table1"])
-    beside = ["FID to teacher", "gap closed", "iterations", "KID", "precision", "recall", "RMSE to teacher"]
-    assert list(shown)[list(shown).index("paper's FID") + 1 :][:7] == beside
-    assert list(shown.loc[0, beside]) == ["2,080.0", "0%", "", "0.1", "0.500", "0.400", "0.2"]
-    assert set(shown["iterations"]) == {"", "100"}
+    assert list(shown) == ["method", "test set", "steps", "FID", "CLIP score"]
+    row = shown[(shown["method"] == "DDIM") & (shown["steps"] == "4")].iloc[0]
+    assert row["FID"] == "1,856.0 (32.77)" and "<NA>" not in shown.to_string()
     text = caption("table1", built["table1"], metrics)
     assert text.startswith("FID (EfficientNet-Lite0); CLIP score (tiny, in-domain); 1,000 images. Baselines: trailing")
-    assert "second CLIP score" not in shown
-    assert list(readable(built["table1"].assign(clip_score_beside=27.25))["second CLIP score"])[0] == "27.25"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_other_pipelines_stand_in_table_2_beside_the_papers_number(metrics):
     table = build_table("table2a", more, ["a", "b"])
     assert list(where(table, method="InstaFlow-0.9B")["source"]) == ["measured"], "and then not cited as well"
     assert cell(table, "InstaFlow-0.9B", 1)["paper_fid"] == 13.10 and pd.isna(cell(table, "Another", 1)["paper_fid"])
-    assert "w" in readable(table) and "w" not in readable(build_table("table2a", metrics))
+    assert "Another, w = 1, 1 step" in set(lay_out(table)[1]["line"])
     assert "Another" not in set(build_table("table2b", more, ["a", "b"])["method"])
 
 
