@@ -21,7 +21,7 @@ REAL, RECONSTRUCTED, TEACHER = fid("Real images"), fid("VAE reconstruction"), fi
 
 def test_the_teacher_is_near_what_its_autoencoder_allows():
     assert RECONSTRUCTED < 1.45 * REAL
-    assert TEACHER < 1.55 * RECONSTRUCTED
+    assert TEACHER < 1.5 * RECONSTRUCTED
 
 
 def test_unseen_triples_are_drawn_as_well_as_seen_ones():
@@ -30,17 +30,17 @@ def test_unseen_triples_are_drawn_as_well_as_seen_ones():
 
 def test_fewer_steps_are_worse():
     by_steps = [fid("Teacher", steps, 3) for steps in (8, 4, 2, 1)]
-    assert by_steps == sorted(by_steps) and by_steps[0] > 0.99 * TEACHER
-    assert by_steps[1] > 1.08 * TEACHER and by_steps[2] > 1.6 * TEACHER
+    assert by_steps == sorted(by_steps) and by_steps[0] > TEACHER
+    assert by_steps[1] > 1.1 * TEACHER and by_steps[2] > 1.6 * TEACHER
     assert fid("Teacher", 4, 8) > 1.5 * fid("Teacher", 50, 8)
 
 
 def test_the_undistilled_network_is_behind_its_teacher():
-    assert fid("Undistilled", 4, 1) > 1.05 * TEACHER and fid("Undistilled", 1, 1) > 1.7 * TEACHER
+    assert fid("Undistilled", 4, 1) > 1.09 * TEACHER and fid("Undistilled", 1, 1) > 1.7 * TEACHER
 
 
 def test_the_clip_model_names_what_is_drawn():
-    assert CARD["caption_accuracy"]["real"] > 0.93 and CARD["caption_accuracy"]["teacher"] > 0.8
+    assert CARD["caption_accuracy"]["real"] > 0.95 and CARD["caption_accuracy"]["teacher"] > 0.85
 
 
 def test_the_readme_has_the_card():
