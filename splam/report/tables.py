@@ -120,7 +120,7 @@ def lay_out(table: pd.DataFrame, steps: tuple[int, ...] = ()) -> tuple[list[dict
     groups = []
     for test, (measure, best) in itertools.product(rows["dataset"].unique(), CONTENT["best"].items()):
         if where(rows, dataset=test).reindex(columns=[measure, f"paper_{measure}"]).notna().any(axis=None):
-            main = f"paper_{measure}" in rows or "paper_fid" not in rows
+            main = f"paper_{measure}" in rows or "paper_fid" not in rows and measure in ("fid", "clip_score")
             groups.append({"test": test, "measure": measure, "main": main})
             values = rows.get(measure, pd.Series(math.nan, rows.index)).mask(apart)
             column = [rows["dataset"], *([rows["steps"]] if steps else [])]
