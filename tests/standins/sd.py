@@ -81,8 +81,7 @@ def write_own(folder: Path, shards: list[Path], pipeline: Path) -> None:
     """Write folder/model, a copy of the pipeline, and folder/pictures, the files of the shards unpacked."""
     shutil.copytree(pipeline, folder / "model", dirs_exist_ok=True)
     for path in shards:
-        with tarfile.open(path) as tar:
-            tar.extractall(folder / "pictures" / path.stem, filter="data")
+        shutil.unpack_archive(path, folder / "pictures" / path.stem, "tar")
 
 
 def write_coco(folder: Path, seed: int) -> None:
