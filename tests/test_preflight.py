@@ -80,7 +80,7 @@ def test_a_mirrors_unet_is_compared_with_the_original(sd):
     known = hashlib.sha256((sd / "unet/diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
     assert (OK, "its UNet: the original, by its hash") in teacher(sd, f"teacher.unet_sha256={known}")
     (text,) = problems(teacher(sd, "teacher.unet_sha256=abc"))
-    assert f"its UNet: sha256 {known}, the original's is abc: python -c" in text
+    assert f"its UNet: sha256 {known}, the original's is abc: put it there" in text
 
 
 LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 3438375973\n"
