@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image
 from splam.config import CocoData, PictureData
 from splam.data.pictures import survey
 from splam.data.streams import Stream, image_stream
+from tests.standins.sd import write_tar
 
 
 def encoded(colour: int, kind: str = "PNG", size: tuple[int, int] = (12, 8)) -> bytes:
@@ -28,12 +28,7 @@ def sample(number: int) -> dict[str, bytes]:
 
 def write_shard(path, samples) -> str:
     """samples: {key: {suffix: bytes}}."""
-    with tarfile.open(path, "w") as tar:
-        for key, content in samples.items():
-            for suffix, data in content.items():
-                member = tarfile.TarInfo(f"{key}.{suffix}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+    write_tar(path, ((f"{key}.{end}", data) for key, content in samples.items() for end, data in content.items()))
     return str(path)
 
 

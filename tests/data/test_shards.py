@@ -15,6 +15,7 @@ from splam.data.samples import Tally, is_held_out
 from splam.data.shards import expand_shards, read_shard
 from splam.data.streams import image_stream
 from tests.data.conftest import encoded, laion_settings, same, sample, surveyed, take, write_shard
+from tests.standins.sd import write_tar
 
 
 @pytest.mark.parametrize("start", [1, 13, 40])
@@ -163,12 +164,10 @@ def test_keys_may_have_dots_and_samples_other_pictures(tmp_path):
 
 def test_what_is_in_a_shard_twice_or_beside_it_is_counted(tmp_path):
     """One member again, whole samples again, macOS's ._ files, and captions that are not UTF-8."""
-    with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for name in ("0.png", "0.txt", "._0.png", "0.png", "1.png", "1.txt", "0.png", "0.txt", "2.PNG", "2.txt"):
-            content = {"1": b"\xef\xbb\xbfa\n b ", "2": b"caf\xe9"}.get(name[0], b"x") if "txt" in name else encoded(9)
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
+    names = ("0.png", "0.txt", "._0.png", "0.png", "1.png", "1.txt", "0.png", "0.txt", "2.PNG", "2.txt")
+    texts = {"1": b"\xef\xbb\xbfa\n b ", "2": b"caf\xe9"}
+    contents = (texts.get(name[0], b"x") if "txt" in name else encoded(9) for name in names)
+    write_tar(tmp_path / "0.tar", zip(names, contents, strict=True))
     tally = Tally(1)
     found = [(s.key, s.caption) for s in read_shard(str(tmp_path / "0.tar"), tally)]
     assert found == [("0", "x"), ("1", "a b"), ("2", "")] and dict(tally.counts) == {"repeated files": 3}

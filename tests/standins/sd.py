@@ -16,7 +16,7 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -57,17 +57,24 @@ def write_laion(folder: Path, seed: int, shards: int = SHARDS, samples: int = SA
     source = pictures(seed, shards * samples)
     paths = [folder / f"{shard:05d}.tar" for shard in range(shards)]
     for shard, path in enumerate(paths):
-        with tarfile.open(path, "w") as tar:
-            for number in range(samples):
-                image, caption = next(source)
-                content = jpeg(image)
-                content = content[: len(content) // 2] if (shard, number) == BROKEN else content
-                caption = "" if (shard, number) == CAPTIONLESS else caption
-                for name, data in _sample(f"{shard:05d}{number:04d}", content, caption, image.size).items():
-                    member = tarfile.TarInfo(name)
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+        members = {}
+        for number in range(samples):
+            image, caption = next(source)
+            content = jpeg(image)
+            content = content[: len(content) // 2] if (shard, number) == BROKEN else content
+            caption = "" if (shard, number) == CAPTIONLESS else caption
+            members |= _sample(f"{shard:05d}{number:04d}", content, caption, image.size)
+        write_tar(path, members.items())
     return paths
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
+    """Write a tar file of members by name, in this order; a name may come twice."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
 
 
 def _sample(key: str, content: bytes, caption: str, size: tuple[int, int]) -> dict[str, bytes]:
