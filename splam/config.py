@@ -163,7 +163,8 @@ class Baseline(Strict):
     method: Text  # the name of its rows in the tables
     sampler: Literal["ddim", "dpmsolver", "dpmsolver++", "unipc", "consistency"]
     steps: list[PositiveInt]
-    guidance_scales: list[float]  # of sampler consistency, which takes none: whose teacher it is compared with
+    guidance_scales: list[float]  # and whose teacher each is compared with
+    drawn_at: float | None = None  # the w that all of them are drawn at in place of their own; 1 is no guidance
     datasets: list[Dataset] = ["unseen"]
     other_noise: bool = False  # the teacher's second draw, the floor of what its students can reach
 
@@ -206,7 +207,7 @@ class Evaluation(Strict):
     steps: list[PositiveInt]
     batch_size: PositiveInt
     teacher_steps: PositiveInt
-    more: dict[Name, list[Dataset]] = {}  # runs that are drawn for other datasets besides unseen
+    datasets: dict[Name, list[Dataset]] = {}  # of runs that are drawn for others than unseen; none: snapshots alone
 
 
 class Delta(Strict):
@@ -295,8 +296,9 @@ def _disagreements(params: Params) -> Iterator[str]:
         yield f"data: kind {data.kind} needs {'shards' if data.kind == 'laion' else 'folder'}, and not the other"
     if (data.kind == "shapes" or not data.coco) and params.evaluation.small_images > params.evaluation.images:
         yield "evaluation.small_images are the first of evaluation.images: there are fewer"
-    pictures, latency, more = params.pictures, params.latency, params.evaluation.more
-    named = {"delta.runs": params.delta.runs, "evaluation.more": more, "latency": [latency.run, latency.lora]}
+    pictures, latency, datasets = params.pictures, params.latency, params.evaluation.datasets
+    named = {"delta.runs": params.delta.runs, "evaluation.datasets": datasets}
+    named["latency"] = [latency.run, latency.lora]
     named["pictures"] = [*pictures.guidance_runs, pictures.lcm, pictures.splam, *pictures.gallery]
     named |= {f"ablations.{key}": [study.reference, *study.runs] for key, study in params.ablations.items()}
     for known, keys in ((params.runs, named), (params.baselines, {"pictures": pictures.gallery_baselines})):

@@ -91,8 +91,8 @@ def test_a_profile_is_written_and_read_again(tmp_path, monkeypatch, capsys):
         ("latency.run=x", "latency: no 'x'; there are: lcm-star-w8-k20, "),
         ("pictures.gallery=[x]", "pictures: no 'x'"),
         ("pictures.gallery_baselines=[dim]", r"pictures: no 'dim'; did you mean 'ddim'\?"),
-        ("evaluation.more.x=[seen]", "evaluation.more: no 'x'"),
-        ("evaluation.more.lcm-w3-k20=[new]", "evaluation.more.lcm-w3-k20.* = 'new': .*'unseen'"),
+        ("evaluation.datasets.x=[seen]", "evaluation.datasets: no 'x'"),
+        ("evaluation.datasets.lcm-w3-k20=[new]", "evaluation.datasets.lcm-w3-k20.* = 'new': .*'unseen'"),
         ("evaluation.small_images=61", "small_images are the first of evaluation.images: there are fewer"),
         ("ablations.tuning={reference: lcm-w3-k20, runs: [x]}", "ablations.tuning: no 'x'"),
         ("pipelines.a/b={method: a, source: b, steps: [1], guidance_scale: 1}", "pipelines.a/b.*pattern"),
@@ -184,7 +184,7 @@ def test_tables_and_figures_have_their_runs():
     params = profile("sd15-night")  # rows of Table 2c, as adapters
     assert runs_of(params, "splam", 8, 100, True) + runs_of(params, "lcm", 8, 20, False) == ["splam-lora", "lcm-lora"]
     params = profile("sd21-w8")  # Table 1 measures both sets
-    assert params.evaluation.more == {n: ["seen"] for n, run in params.runs.items() if not run.adapter}
+    assert params.evaluation.datasets == {n: ["unseen", "seen"] for n, run in params.runs.items() if not run.adapter}
 
 
 @pytest.mark.parametrize("name", ("sd", "sd15-night", *SD))

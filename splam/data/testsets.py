@@ -7,7 +7,7 @@ training. Without COCO those are unseen, and seen are some that are trained on: 
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,8 @@ class HeldOut:
 
     protocol: the name that its numbers are quoted with; prompts: what is drawn; size: pixels at which images are
     measured; references(): all `reference_count` reference images; real(size): real images of the prompts, in order;
-    independent: whether those are no part of the references, so that their FID is a floor.
+    independent: whether those are no part of the references, so that their FID is a floor; choices: all captions that
+    an image's own is to be told from, where there is such a list.
     """
 
     protocol: str
@@ -41,6 +42,7 @@ class HeldOut:
     references: Callable[[], Iterator[np.ndarray]]
     real: Callable[[int], Iterator[np.ndarray]]
     independent: bool
+    choices: Sequence[str] = ()
 
 
 def dataset_names(data: Data) -> tuple[str, ...]:
@@ -86,7 +88,8 @@ def _shapes_set(data: ShapesData, folder: Path, dataset: str, count: int) -> Hel
         return (resize(images, size) for images in batched(drawn.images))
 
     references = partial(batched, rest.images)
-    return HeldOut(f"shapes-{dataset}", drawn.captions(), shapes.SIZE, len(rest), references, real, True)
+    prompts, choices = drawn.captions(), shapes.full_captions()
+    return HeldOut(f"shapes-{dataset}", prompts, shapes.SIZE, len(rest), references, real, True, choices)
 
 
 def _coco_set(data: PictureData, folder: Path, dataset: str, count: int) -> HeldOut:

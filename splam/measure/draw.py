@@ -33,10 +33,16 @@ def student_draw(teacher: Teacher, unet: nn.Module, run: Run) -> Draw:
 def baseline_draw(teacher: Teacher, sampler: str, guidance_scale: float) -> Draw:
     """The undistilled teacher by a scheduler of diffusers, with guidance.
 
-    Sampler "consistency" draws with its network as if that were a student, without guidance.
+    Sampler "consistency" draws with its network as if that were a student. Without guidance (w = 1) a network is called
+    once a step.
     """
+
+    def guided(captions: Tensor) -> Network:
+        epsilon = teacher.guided(captions, guidance_scale)
+        return lambda z, sigma, t, gamma: epsilon(z, t)
+
     if sampler == "consistency":
-        return _consistency_draw(teacher, teacher.network)
+        return _consistency_draw(teacher, teacher.network if guidance_scale == 1 else guided)
 
     @torch.no_grad()
     def draw(captions: list[str], seeds: list[int], steps: int) -> np.ndarray:

@@ -36,7 +36,16 @@ from splam.networks.teacher import Teacher, open_teacher
 COLUMNS = (
     *("system", "run", "method", "variant", "guidance_scale", "skip", "multiple_estimation", "seed", "iteration"),
     *("final", "ablation", "steps", "dataset", "images", "fid", "fid_teacher", "kid", "precision", "recall"),
-    *("clip_score", "clip_score_beside", "rmse_teacher", "protocol", "fid_name", "clip_name", "clip_name_beside"),
+    *(
+        "clip_score",
+        "clip_score_beside",
+        "caption_accuracy",
+        "rmse_teacher",
+        "protocol",
+        "fid_name",
+        "clip_name",
+        "clip_name_beside",
+    ),
     *("references", "captions", "dtype", "first_sample_seed", "sampler"),
 )
 CURVE = "unseen-curve"  # Fig. 2b: the first images of the unseen set, at every snapshot
@@ -144,7 +153,7 @@ def run_rows(bench: Bench, name: str) -> Iterator[Row]:
         return System(describe(run) | when, student_draw(bench.teacher, unet, run), [run.guidance_scale])
 
     final = system("pipeline/unet", run.training.iterations)
-    datasets = dict.fromkeys(["unseen", *params.evaluation.more.get(run.name, [])])
+    datasets = params.evaluation.datasets.get(run.name, ["unseen"])
     for dataset, steps in product(datasets, params.evaluation.steps):
         yield from bench.rows(final, dataset, steps)
     for iteration in [i for i in run.training.snapshots if i <= run.training.iterations]:
@@ -152,21 +161,22 @@ def run_rows(bench: Bench, name: str) -> Iterator[Row]:
 
 
 def baseline_rows(bench: Bench, name: str) -> Iterator[Row]:
-    """The undistilled teacher at every w of a baseline."""
+    """The undistilled teacher at every w of a baseline; what is drawn at one w is drawn once, and compared at each."""
     baseline, evaluation = bench.params.baselines[name], bench.params.evaluation
-    undistilled = baseline.sampler == "consistency"  # which takes no w: drawn once, compared with the teacher at each
+    consistency, drawn_at = baseline.sampler == "consistency", baseline.drawn_at
     facts = _others(bench.params, name, baseline.method)
-    facts["sampler"] = baseline.sampler if undistilled else f"{baseline.sampler}, trailing"
+    facts["sampler"] = baseline.sampler if consistency else f"{baseline.sampler}, trailing"
     if baseline.other_noise:
         facts["first_sample_seed"] = sample_seeds(bench.params, 1)[0] + OTHER_NOISE
-    for scales in [baseline.guidance_scales] if undistilled else [[w] for w in baseline.guidance_scales]:
-        draw = baseline_draw(bench.teacher, baseline.sampler, scales[0])
+    for scales in [[w] for w in baseline.guidance_scales] if drawn_at is None else [baseline.guidance_scales]:
+        draw = baseline_draw(bench.teacher, baseline.sampler, scales[0] if drawn_at is None else drawn_at)
         system = System(facts, with_other_noise(draw) if baseline.other_noise else draw, scales)
         for dataset, steps in product(baseline.datasets, baseline.steps):
             own = (baseline.sampler, dataset, steps) == ("ddim", "unseen", evaluation.teacher_steps)
-            drawn = bench.teacher_images(scales[0]) if own and not baseline.other_noise else None  # by another stage
+            stored = own and drawn_at is None and not baseline.other_noise  # by another stage
+            drawn = bench.teacher_images(scales[0]) if stored else None
             yield from bench.rows(system, dataset, steps, drawn and drawn.images)
-        if undistilled:  # what every student starts from
+        if consistency and drawn_at == 1:  # what every student starts from
             start = replace(system, facts=facts | {"iteration": 0})
             yield from bench.rows(start, CURVE, evaluation.curve_steps)
 

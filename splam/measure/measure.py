@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from splam.data.testsets import HeldOut
 from splam.measure import fid
-from splam.measure.clip import ClipScorer, clip_score
+from splam.measure.clip import ClipScorer, caption_accuracy, clip_score
 from splam.networks.teacher import Teacher
 
 
@@ -23,7 +23,8 @@ class References:
 
     quote: the columns that a number is quoted with (protocol, fid_name, clip_name, references, captions); size: pixels
     at which images are measured; features (m, d) of the reference images, with their neighbour_distances, radii (m,);
-    clip_text: features (n, e) of the prompts by every CLIP score's column.
+    clip_text: features (n, e) of the prompts by every CLIP score's column. Where a prompt is one of a list, `choices`
+    are the list's features (m, e) by the first CLIP model, and `right` (n,) the prompts' places in it.
     """
 
     quote: dict[str, str]
@@ -32,12 +33,15 @@ class References:
     features: np.ndarray
     radii: np.ndarray
     clip_text: dict[str, np.ndarray]
+    choices: np.ndarray
+    right: np.ndarray
 
     def save(self, path: Path) -> None:
         """Write as one .npz."""
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = json.dumps({"quote": self.quote, "size": self.size, "prompts": self.prompts})
-        np.savez(path, facts=facts, features=self.features, radii=self.radii, **self.clip_text)
+        arrays = {name: getattr(self, name) for name in ("features", "radii", "choices", "right")}
+        np.savez(path, facts=facts, **arrays, **self.clip_text)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -45,8 +49,9 @@ class References:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: run the references stage (dvc repro references)")
         with np.load(path) as file:
-            text = {key: file[key] for key in file if key.startswith("clip_score")}
-            return cls(**json.loads(str(file["facts"])), features=file["features"], radii=file["radii"], clip_text=text)
+            arrays = {key: file[key] for key in file if key != "facts"}
+            text = {key: arrays.pop(key) for key in [*arrays] if key.startswith("clip_score")}
+            return cls(**json.loads(str(file["facts"])), **arrays, clip_text=text)
 
 
 def make_references(teacher: Teacher, held_out: HeldOut, clips: dict[str, ClipScorer], features: str) -> References:
@@ -61,7 +66,10 @@ def make_references(teacher: Teacher, held_out: HeldOut, clips: dict[str, ClipSc
     asked = hashlib.sha256(json.dumps(prompts).encode())
     quote |= {"references": shown.hexdigest()[:16], "captions": asked.hexdigest()[:16]}
     text = {column: clip.text_features(prompts) for column, clip in clips.items()}
-    return References(quote, held_out.size, prompts, found, fid.neighbour_distances(found), text)
+    listed = list(held_out.choices)
+    choices = clips["clip_score"].text_features(listed) if listed else np.empty((0, 0), np.float32)
+    right = np.array([listed.index(prompt) for prompt in prompts if listed], int)
+    return References(quote, held_out.size, prompts, found, fid.neighbour_distances(found), text, choices, right)
 
 
 def rmse(images_a: np.ndarray, images_b: np.ndarray) -> float:
@@ -93,6 +101,11 @@ class Measure:
         """Of the references."""
         return fid.FeatureStatistics.of(self.references.features)
 
+    @cached_property
+    def kernel(self) -> float:
+        """The references' own part of KID."""
+        return fid.mean_kernel(self.references.features)
+
     def __call__(self, images: np.ndarray) -> Callable[..., dict[str, Any]]:
         """Features of images uint8 (n, h, w, 3), once; then row(count, teacher=None) measures the first `count`.
 
@@ -101,15 +114,18 @@ class Measure:
         """
         features = self.extract(images)
         clip_features = {column: clip.image_features(images) for column, clip in self.clips.items()}
-        reference, radii = self.references.features, self.references.radii
+        reference, radii, right = self.references.features, self.references.radii, self.references.right
 
         def row(count: int, teacher: Paired | None = None) -> dict[str, Any]:
             found, drawn = features[:count], fid.FeatureStatistics.of(features[:count])
             columns = {"images": len(found), "fid": fid.fid(self.statistics, drawn)}
-            columns["kid"] = fid.kid(reference, found, seed=0)
+            columns["kid"] = fid.kid(reference, found, self.kernel)
             columns["precision"], columns["recall"] = fid.precision_recall(reference, found, radii)
             for column, text in self.references.clip_text.items():
                 columns[column] = clip_score(clip_features[column][:count], text[:count])
+            if len(right):
+                named = clip_features["clip_score"][:count], self.references.choices, right[:count]
+                columns["caption_accuracy"] = caption_accuracy(*named)
             if teacher is not None:
                 columns["fid_teacher"] = fid.fid(fid.FeatureStatistics.of(teacher.features[:count]), drawn)
                 columns["rmse_teacher"] = rmse(images[:count], teacher.images[:count])

@@ -67,6 +67,9 @@ def test_the_undistilled_network_is_drawn_once_and_compared_at_every_w(built, pa
     others = [r for r in rows if r["guidance_scale"] == 8]
     assert len(others) == len(rows) / 2 and not any(r["fid_teacher"] for r in others)
     assert next(r for r in rows if r["steps"] == 1)["fid_teacher"] > 1
+    guided = evaluate(small_params("baselines.undistilled.drawn_at=null"), "undistilled", built)
+    assert [r["guidance_scale"] for r in guided] == [3] * 6 + [8] * 6 and "unseen-curve" not in str(guided)
+    assert guided[2]["fid"] != near[0]["fid"] and guided[2]["fid_teacher"] != guided[8]["fid_teacher"]
 
 
 def test_the_teachers_row_is_of_the_images_that_are_there(built, teacher):

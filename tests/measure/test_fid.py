@@ -126,14 +126,13 @@ def test_one_image_has_no_statistics(rng):
         statistics(rng.normal(size=(1, 8)))
 
 
-def test_kid_is_deterministic_and_leaves_numpy_alone(rng):
-    a, b = rng.normal(size=(60, 4)), rng.normal(size=(40, 4))
-    np.random.seed(5)
-    expected = np.random.rand()
-    np.random.seed(5)
-    first = fid.kid(a, b, seed=1)
-    assert np.random.rand() == expected
-    assert fid.kid(a, b, seed=1) == first != fid.kid(a, b, seed=2)
+def test_kid_is_clean_fids_where_one_of_its_subsets_is_the_whole_set(rng, monkeypatch):
+    from cleanfid.fid import kernel_distance
+
+    monkeypatch.setattr(fid, "ROWS", 7)  # several chunks, the last one short
+    a, b = rng.normal(size=(50, 4)), 0.5 + rng.normal(size=(50, 4))
+    expected = kernel_distance(a, b, num_subsets=1)
+    assert fid.kid(a, b, fid.mean_kernel(a)) == pytest.approx(expected)
 
 
 def _naive_share_within(points: np.ndarray, centres: np.ndarray, k: int) -> float:

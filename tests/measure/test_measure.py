@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +52,13 @@ def test_the_teachers_images_are_compared_pair_by_pair(references):
     turned = row(9, Paired(images[::-1], extract(images[::-1])))
     assert turned["rmse_teacher"] > 0.1 and turned["fid_teacher"] == pytest.approx(0, abs=1e-6)
     assert "fid_teacher" not in row(9)
+
+
+def test_caption_accuracy_is_the_share_that_is_told_from_every_other_caption(stand_ins, teacher):
+    """To the stand-in, every image is most like the longest caption, the ninth image's own."""
+    made = make_references(teacher, replace(held_out(), choices=held_out().prompts[::-1]), CLIPS, "inception")
+    row = Measure(made, extract, CLIPS)(IMAGES[:9])
+    assert (row(9)["caption_accuracy"], row(8)["caption_accuracy"]) == (1 / 9, 0)
 
 
 def test_a_second_clip_score_stands_beside_the_first(stand_ins, teacher):

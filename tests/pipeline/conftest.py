@@ -55,7 +55,7 @@ FEW = [
     *(f"baselines.{name}=null" for name in ("dpmsolverpp", "unipc", "undistilled")),
     *(f"{key}=[lcm-w3-k20]" for key in ("delta.runs", "pictures.guidance_runs", "pictures.gallery")),
     *("trajectories.guidance_scales=[3]", "latency.lora=lcm-w3-k20", "pictures.gallery_baselines=[]"),
-    "evaluation.more.lcm-star-w8-k20=null",
+    "evaluation.datasets.lcm-star-w8-k20=null",
 ]
 
 
