@@ -69,7 +69,7 @@ class Distillation:
         for network in (self.student, self.target, teacher.unet) if training.compile else ():
             network.compile()  # in place: modules keep their names and weights
         self.wrapped = self.accelerator.prepare_model(self.student)  # within DDP if there are several processes
-        options = {"weight_decay": training.weight_decay, "fused": True if device == "cuda" else None}
+        options = {"weight_decay": training.weight_decay, "fused": True}  # on a CPU, a quarter of the plain one's time
         self.optimizer = torch.optim.AdamW([p for p, _ in self.trained], training.learning_rate, **options)
 
     def step(self, iteration: int) -> Tensor:
