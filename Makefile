@@ -15,7 +15,7 @@ export PYTHONUTF8 := 1
 unexport PYTHONOPTIMIZE PYTHONSAFEPATH
 
 .NOTPARALLEL:
-.PHONY: help plan repro night switch evidence test lint teacher lock lab bench-gpu clean-scratch
+.PHONY: help plan repro night switch evidence test lint teacher lock lab bench bench-gpu clean-scratch
 help:
 	@echo "make repro [PROFILE=$(PROFILE)]  compose conf/profile/PROFILE.yaml, run the pipeline, write reports/PROFILE"
 	@echo "make plan [PROFILE=$(PROFILE)]   what a profile still needs, before anything is spent"
@@ -24,6 +24,7 @@ help:
 	@echo "make lint                 check the style of code and notebooks"
 	@echo "make lab                  open the notebooks"
 	@echo "make teacher              train the shipped tiny models again"
+	@echo "make bench                measure speed against what else one would run, in ratios (benchmarks/README.md)"
 	@echo "make bench-gpu            measure training at Stable Diffusion 1.5's size on this machine's GPU"
 	@echo "make lock                 pin the packages of pyproject.toml and requirements.in in requirements.txt"
 	@echo "make clean-scratch        drop checkpoints of unfinished trainings, and latents that are encoded once"
@@ -79,6 +80,9 @@ lint: $(INSTALLED)
 teacher: $(INSTALLED)
 	dvc repro models/tiny/dvc.yaml
 	cp -r $(addprefix build/world/,vae unet clip card.json card.md samples.png) models/tiny/
+
+bench: $(INSTALLED)
+	OMP_NUM_THREADS=1 python -m benchmarks
 
 bench-gpu: $(INSTALLED)
 	python -m benchmarks.train_throughput
