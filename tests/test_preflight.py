@@ -27,12 +27,13 @@ def problems(lines: list[Line]) -> list[str]:
 
 @pytest.fixture
 def nothing(tmp_path, monkeypatch):
-    """A machine with nothing on it and no network."""
+    """A machine with nothing on it and no network; the hub is offline, as the command has it, and asks nobody twice."""
 
     def refuse(*arguments):
         raise AssertionError("the network was used")
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
     monkeypatch.setattr(socket.socket, "connect", refuse)
     return tmp_path
