@@ -38,8 +38,9 @@ def check(what: str, remedy: str, load: Callable[[], object]) -> Line:
     """What `load` says of a thing that it opens, or why it cannot, and the remedy."""
     try:
         return OK, f"{what}: {load()}"
-    except (OSError, ValueError, RuntimeError) as error:
-        return PROBLEM, f"{what}: {str(error).splitlines()[0]}: {remedy}"
+    except Exception as error:  # what a damaged file raises is up to the library that reads it
+        reason = str(error) if isinstance(error, OSError | ValueError | RuntimeError) else repr(error)
+        return PROBLEM, f"{what}: {reason.splitlines()[0]}: {remedy}"
 
 
 def find(source: str) -> Path:

@@ -25,7 +25,10 @@ def read_folder(name: str) -> Iterator[Sample]:
     that is not there, is empty, or whose captions could be read in two ways.
     """
     folder = ROOT / name
-    visible = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    found = sorted(folder.rglob("*"))
+    if links := [path for path in found if path.is_symlink() and path.is_dir()]:
+        raise DataError(f"data.folder: {links[0]} is a link, which is not followed: put the pictures themselves there")
+    visible = [path.relative_to(folder) for path in found if path.is_file()]
     visible = [path for path in visible if not any(part.startswith(".") for part in path.parts)]
     tables = [path for path in visible if path.name in TABLES]
     notes = {path for path in visible if path.suffix.lower() == ".txt"}

@@ -23,9 +23,9 @@ def flat(image: Image.Image) -> Image.Image:
 
     Raises DataError for pixels without a known range.
     """
-    if image.mode.startswith("I;16"):  # PIL's own conversion clips at 255
+    if image.mode.startswith("I;16") and not image.has_transparency_data:  # PIL's own conversion clips at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
+    if image.mode[0] in "IF":
         raise DataError(f"its pixels are of PIL's mode {image.mode!r}, whose white is not known: convert it to 8 bits")
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))

@@ -72,7 +72,9 @@ def survey(settings: PictureData, folder: Path) -> None:
     for share, number in wanted.items():
         if len(notes[share]) < number:
             more = "add pictures, lower data.test_images, or change data.held_out_share"
-            raise DataError(f"{len(notes[share])} images are of share {share} ({tally}), {number} are needed: {more}")
+            worst = "".join(f"; {n} {kind} in {file}" for (kind, file), n in tally.faults.most_common(1))
+            found = f"{len(notes[share])} images are of share {share} ({tally}{worst})"
+            raise DataError(f"{found}, {number} are needed: {more}")
     for share, found in notes.items():
         found.save(folder / share)
     faults = {f"{file}: {kind}": number for (kind, file), number in tally.faults.most_common(SHOWN)}
