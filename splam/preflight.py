@@ -122,7 +122,7 @@ def shard_fault(shard: str, data: PictureData) -> str:
         return "it holds no samples"
     if tally.counts["truncated shards"]:
         return "it is no whole tar archive"
-    sound = any(image is not False for image in first)
+    sound = any(image is not None for image in first)
     return "" if sound else f"none of its first {PEEK} samples is an image with a caption (.jpg and .txt)"
 
 

@@ -55,14 +55,14 @@ def solve(
 
     guidance: w, and the steps and k_phi of the solver.
     """
-    w, settings = guidance
-    first, guided = teacher.epsilons(z_t, t, captions), teacher.guided(captions, w)
+    (w, settings), pairs = guidance, []
 
     def epsilon(z: Tensor, time: Tensor) -> Tensor:
-        return guided_epsilon(*first, w) if z is z_t else guided(z, time)
+        pairs.append(teacher.epsilons(z, time, captions))
+        return guided_epsilon(*pairs[-1], w)
 
     chain = solver_chain(epsilon, z_t, t, settings.steps, settings.solver_skip, teacher.schedule)
-    return torch.stack(chain, 1), *first
+    return torch.stack(chain, 1), *pairs[0]
 
 
 def build_cache(params: Params, teacher: Teacher, draws: Draws, guidance_scale: float) -> TrajectoryCache:
