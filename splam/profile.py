@@ -39,6 +39,9 @@ def compose(name: str, overrides: Sequence[str] = (), conf: Path = CONF) -> dict
         raise ParamsError(f"profile {name}, overrides {' '.join(overrides)}: {error}") from None
     content = {"profile": name} | _without_nulls(merged)
     parse(content, f"profile {name}")
+    for w in content["trajectories"]["guidance_scales"]:
+        if str(w) != f"{float(w):g}":  # DVC would look for w8.0.safetensors
+            raise ParamsError(f"profile {name}: trajectories.guidance_scales names files: write {w} as {float(w):g}")
     return content
 
 
