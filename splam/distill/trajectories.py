@@ -68,7 +68,7 @@ def solve(
 def build_cache(params: Params, teacher: Teacher, draws: Draws, guidance_scale: float) -> TrajectoryCache:
     """Teacher trajectories of every draw at one guidance scale."""
     settings, parts, (images, captions, times) = params.trajectories, [], draws
-    generator = torch.Generator().manual_seed(params.seed + 1)
+    generator = torch.Generator().manual_seed(3_000_000_000 + params.seed)  # seeds share no noise
     unique, caption = np.unique(np.array(captions), return_inverse=True)
     embeddings, caption = teacher.embed(unique.tolist()), torch.from_numpy(caption)
     for rows in tqdm(torch.arange(len(times)).split(settings.batch_size), f"w = {guidance_scale:g}", mininterval=2):
