@@ -1,5 +1,6 @@
 """Stages declare what they depend on: all the code that they reach, and parameters that are there."""
 
+import os
 import re
 
 import pytest
@@ -9,6 +10,8 @@ from dvc.repo import Repo
 from splam.config import ROOT, load_params
 from splam.profile import compose
 from tests.closure import closure, room, source_of
+
+CI = (ROOT / ".ci/run").read_text()
 
 
 @pytest.fixture(scope="module", params=["smoke", "rehearsal", "rehearsal-night"])
@@ -39,6 +42,13 @@ def test_a_stage_declares_the_code_that_it_reaches(stages):
         reached = {room(module) for module in closure(entry(stage))} | {str(own.relative_to(ROOT))}
         declared = {path for path in paths(stage) if path.startswith(("splam", "notebooks"))}
         assert declared - {"splam/data/shapes.py"} == reached - {"splam/stage.py"}, name  # tiny's `inputs`
+
+
+def test_every_notebook_is_run_by_ci():
+    """As a stage, or by name; but for the hours that the shipped models are trained in (models/tiny)."""
+    run = (ROOT / "dvc.yaml").read_text() + re.sub(r"^notebook (\S+)", r"notebooks/\1.ipynb", CI, flags=re.MULTILINE)
+    for path in [*ROOT.glob("notebooks/**/[!.]*.ipynb"), *ROOT.glob("evidence/*.ipynb")]:
+        assert os.path.relpath(path, ROOT) in run.replace("notebooks/../", "")
 
 
 def test_the_evidence_declares_the_code_that_it_reaches():
