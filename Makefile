@@ -19,7 +19,7 @@ unexport PYTHONOPTIMIZE PYTHONSAFEPATH
 help:
 	@echo "make repro [PROFILE=$(PROFILE)]  compose conf/profile/PROFILE.yaml, run the pipeline, write reports/PROFILE"
 	@echo "make plan [PROFILE=$(PROFILE)]   what a profile still needs, before anything is spent"
-	@echo "make evidence             the trainings that the claims are going to rest on, in evidence/metrics"
+	@echo "make evidence             the trainings that the claims rest on, in reports/evidence"
 	@echo "make test                 run the tests"
 	@echo "make lint                 check the style of code and notebooks"
 	@echo "make lab                  open the notebooks"
@@ -61,8 +61,11 @@ switch:
 plan: $(INSTALLED)
 	@python -m splam.preflight $(PROFILE)
 
+# Only what is due: 170 stages take DVC minutes to look at one by one.
 evidence: $(INSTALLED)
-	dvc repro evidence/dvc.yaml
+	@due=$$(dvc repro --dry evidence/dvc.yaml | sed -n "s/^Running stage '\(.*\)':$$/\1/p"); export OMP_NUM_THREADS=1; \
+	if test -z "$$due"; then echo "The evidence is complete: nothing to run."; \
+	else echo "$$due" | xargs -P $(JOBS) -n 1 dvc --wait-for-lock repro -s; fi
 
 $(STAND_INS): tests/standins/sd.py | $(INSTALLED)
 	python -m tests.standins.sd build/rehearsal

@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+# Read by accelerate, torchrun, torch and IPython, behind a profile's back.
+FORGOTTEN = ("ACCELERATE_", "PET_", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE", "PYTHONSTARTUP")
 # Left over from another launcher: accelerate would wait for processes that nobody starts, or take another's GPU.
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "PMI_", "MPI_LOCALRANKID", "OMPI_COMM_", "MV2_COMM_")
 
@@ -23,8 +25,8 @@ def _settle() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # PYTHONIOENCODING may lack a letter of a caption
-    forgotten = ("ACCELERATE_", *(() if "TORCHELASTIC_RUN_ID" in os.environ else RANKS))  # which torchrun sets
-    for name in [name for name in os.environ if name.startswith(forgotten)]:
+    ranked = "TORCHELASTIC_RUN_ID" in os.environ and "splam.stage" not in sys.orig_argv  # torchrun started this
+    for name in [name for name in os.environ if name.startswith(FORGOTTEN if ranked else FORGOTTEN + RANKS)]:
         del os.environ[name]
 
 

@@ -22,7 +22,7 @@ class ParamsError(ValueError):
     """Parameters that are not valid; the message has a line for each, with its key and its value."""
 
 
-class Strict(BaseModel, extra="forbid", frozen=True):
+class Strict(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """A section of params.yaml."""
 
     @model_validator(mode="before")

@@ -7,7 +7,6 @@ where it comes from and the command that fetches it; the exit status says whethe
 the network is not used: of a hub, only the local cache is looked at.
 """
 
-import argparse
 import hashlib
 import itertools
 import os
@@ -17,10 +16,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from splam.config import ROOT, CocoData, Params, ParamsError, PictureData, Pipeline, parse
+from splam.config import ROOT, CocoData, Params, PictureData, Pipeline, parse
+from splam.data.coco import SPLITS, coco_prompts, load_coco
 from splam.data.images import DataError
+from splam.data.pictures import read_manifest, survey
+from splam.data.samples import Tally, opened
+from splam.data.shards import expand_shards, read_shard
 from splam.distill.checkpoints import KEEP
-from splam.profile import compose
+from splam.measure.clip import load_clip
+from splam.measure.fid import inception_weights, load_features
+from splam.networks.pipelines import open_any
+from splam.networks.teacher import HUB_ID, TINY_MODELS, Teacher, assemble_teacher, load_teacher
+from splam.profile import asked_for
 
 OK, NOTE, PROBLEM = "✓", "·", "✗"
 PEEK = 4  # samples of every shard that are looked at
@@ -31,8 +38,9 @@ def check(what: str, remedy: str, load: Callable[[], object]) -> Line:
     """What `load` says of a thing that it opens, or why it cannot, and the remedy."""
     try:
         return OK, f"{what}: {load()}"
-    except (OSError, ValueError, RuntimeError) as error:
-        return PROBLEM, f"{what}: {str(error).splitlines()[0]}: {remedy}"
+    except Exception as error:  # what a damaged file raises is up to the library that reads it
+        reason = str(error) if isinstance(error, OSError | ValueError | RuntimeError) else repr(error)
+        return PROBLEM, f"{what}: {reason.splitlines()[0]}: {remedy}"
 
 
 def find(source: str) -> Path:
@@ -50,38 +58,34 @@ def find(source: str) -> Path:
 
 def download(source: str) -> str:
     """The command that fetches what is needed of a hub's pipeline: no safety checker, no other precision."""
-    from splam.networks.teacher import HUB_ID
-
     call = f"from diffusers import DiffusionPipeline; DiffusionPipeline.download('{source}', safety_checker=None)"
     return f'python -c "{call}"' if HUB_ID.fullmatch(source) else "put it there"
 
 
-def teacher(params: Params) -> tuple[list[Line], object | None]:
+def teacher(params: Params) -> tuple[list[Line], Teacher | None]:
     """Findings about teacher.source, and the teacher where there is one."""
-    from splam.networks.teacher import TINY_MODELS, assemble_teacher, load_teacher
-
-    source, opened = params.teacher.source, []
+    source, loaded = params.teacher.source, []
 
     def load() -> Path:
         if source != "tiny":
-            opened.append(load_teacher(place := find(source)))
+            loaded.append(load_teacher(place := find(source)))
             return place
         with tempfile.TemporaryDirectory() as folder:
             assemble_teacher(source, Path(folder))
-            opened.append(load_teacher(folder))
+            loaded.append(load_teacher(folder))
         return TINY_MODELS
 
     fetch = f"git checkout {TINY_MODELS}" if source == "tiny" else download(source)
     lines = [check(f"the teacher, {source}", f"{fetch}, or name another one in teacher.source", load)]
-    if opened and (original := params.teacher.unet_sha256):
+    if loaded and (original := params.teacher.unet_sha256):
         fetch = f"{download(source)}, or correct teacher.unet_sha256"
-        lines.append(check("its UNet", fetch, lambda: same_file(opened[0].folder, original)))
-    if not opened or params.data.kind == "shapes":
-        return lines, *(opened or [None])
-    size, own = params.data.resolution, opened[0].image_size
+        lines.append(check("its UNet", fetch, lambda: same_file(loaded[0].folder, original)))
+    if not loaded or params.data.kind == "shapes":
+        return lines, *(loaded or [None])
+    size, own = params.data.resolution, loaded[0].image_size
     if size != own:
         lines.append((PROBLEM, f"data.resolution is {size}, the teacher's own size {own}: set it to {own}"))
-    return lines, opened[0]
+    return lines, loaded[0]
 
 
 def same_file(folder: Path, original: str) -> str:
@@ -95,8 +99,6 @@ def same_file(folder: Path, original: str) -> str:
 
 def shards(data: PictureData) -> Iterator[Line]:
     """Findings about the training images: every shard is opened, and its first samples are read."""
-    from splam.data.shards import expand_shards
-
     names: dict[str, None] = {}
     for pattern in data.shards:
         try:
@@ -113,9 +115,6 @@ def shards(data: PictureData) -> Iterator[Line]:
 
 def shard_fault(shard: str, data: PictureData) -> str:
     """What is wrong with the first samples of a shard; empty if nothing is."""
-    from splam.data.samples import Tally, opened
-    from splam.data.shards import read_shard
-
     tally = Tally(1.0)
     try:
         first = [opened(sample, 8, data, tally) for sample in itertools.islice(read_shard(shard, tally), PEEK)]
@@ -123,13 +122,12 @@ def shard_fault(shard: str, data: PictureData) -> str:
         return "it holds no samples"
     if tally.counts["truncated shards"]:
         return "it is no whole tar archive"
-    sound = any(image is not False for image in first)
+    sound = any(image is not None for image in first)
     return "" if sound else f"none of its first {PEEK} samples is an image with a caption (.jpg and .txt)"
 
 
 def folder(data: PictureData) -> list[Line]:
     """The finding about a folder of pictures: it is read as the data stage does."""
-    from splam.data.pictures import read_manifest, survey
 
     def load() -> str:
         with tempfile.TemporaryDirectory() as scratch:
@@ -141,8 +139,6 @@ def folder(data: PictureData) -> list[Line]:
 
 def coco(data: CocoData, wanted: dict[str, int]) -> Iterator[Line]:
     """Findings about COCO's images and caption lists; wanted: captions of "coco30k" and "coco5k" that are drawn."""
-    from splam.data.coco import SPLITS, coco_prompts, load_coco
-
     for name, split in SPLITS.items():
         zips = f"zips/{split}.zip", f"annotations/annotations_trainval{split[3:]}.zip"
         key = f"data.coco.captions_{name.removeprefix('coco')}"
@@ -164,8 +160,6 @@ def features(name: str) -> Line:
     """Whether the network of the FID is there."""
     from cleanfid.downloads_helper import inception_url
 
-    from splam.measure.fid import inception_weights, load_features
-
     path = inception_weights()
     if name == "inception" and not path.is_file():
         return PROBLEM, f"the FID's network is not at {path}: curl -L --create-dirs -o {path} {inception_url}"
@@ -174,8 +168,6 @@ def features(name: str) -> Line:
 
 def clip(source: str, key: str) -> Line:
     """Whether a CLIP score's model is there: a folder, or a name of open_clip's in the local cache."""
-    from splam.measure.clip import load_clip
-
     architecture, _, weights = source.partition("/")
     fetch = f"python -c \"import open_clip; open_clip.create_model('{architecture}', '{weights}')\""
     remedy = f"git checkout {source}" if (ROOT / source).is_dir() else f"{fetch}, or name another"
@@ -184,7 +176,6 @@ def clip(source: str, key: str) -> Line:
 
 def other(key: str, settings: Pipeline) -> Line:
     """Whether one of `pipelines`, with its adapter, can be opened."""
-    from splam.networks.pipelines import open_any
 
     def load() -> Path:
         adapter = str(find(settings.lora)) if settings.lora else None
@@ -195,12 +186,12 @@ def other(key: str, settings: Pipeline) -> Line:
     return check(f"pipelines.{key}, {settings.source}", fetch, load)
 
 
-def machine(params: Params, opened) -> Iterator[Line]:
+def machine(params: Params, pipeline: Teacher) -> Iterator[Line]:
     """What the disk and the GPUs have to hold."""
     import torch
 
     runs = params.runs.values()
-    parts = opened.unet, opened.vae, opened.text_encoder
+    parts = pipeline.unet, pipeline.vae, pipeline.text_encoder
     unet, *others = (4 * sum(weight.numel() for weight in part.parameters()) for part in parts)
     kept = (unet + sum(others)) * (1 + len(runs)) + unet * sum(len(run.training.snapshots) for run in runs)
     scratch = 4 * unet * KEEP  # a student, its average and two moments
@@ -219,7 +210,7 @@ def machine(params: Params, opened) -> Iterator[Line]:
 
 def sections(params: Params) -> dict[str, list[Line]]:
     """All findings, by section."""
-    lines, opened = teacher(params)
+    lines, pipeline = teacher(params)
     found, evaluation = {"Teacher": lines}, params.evaluation
     if params.data.kind != "shapes":
         title, look = {"laion": ("Shards", shards), "folder": ("Folder", folder)}[params.data.kind]
@@ -230,7 +221,7 @@ def sections(params: Params) -> dict[str, list[Line]]:
     networks = [clip(source, f"evaluation.{key}") for key, source in clips.items() if source]
     found["Networks that measure"] = [features(evaluation.features), *networks]
     found["Pipelines"] = [other(key, settings) for key, settings in params.pipelines.items()]
-    found["Machine"] = list(machine(params, opened)) if opened else [(NOTE, "known once the teacher is there")]
+    found["Machine"] = list(machine(params, pipeline)) if pipeline else [(NOTE, "known once the teacher is there")]
     return {title: lines for title, lines in found.items() if lines}
 
 
@@ -239,15 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
     import diffusers
     import transformers
 
-    parser = argparse.ArgumentParser(prog="python -m splam.preflight", description=__doc__.splitlines()[0])
-    parser.add_argument("profile", help="a name in conf/profile")
-    parser.add_argument("--set", nargs="+", default=[], metavar="a.b=c", help="overrides")
-    options = parser.parse_args(arguments)
-    try:
-        params = parse(compose(options.profile, options.set), f"profile {options.profile}")
-    except ParamsError as error:
-        print(error, file=sys.stderr)
-        return 1
+    params = parse(asked_for("splam.preflight", __doc__.splitlines()[0], arguments), "profile")
     print(f"Profile {params.profile}: {params.description}")
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()

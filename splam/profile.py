@@ -39,6 +39,9 @@ def compose(name: str, overrides: Sequence[str] = (), conf: Path = CONF) -> dict
         raise ParamsError(f"profile {name}, overrides {' '.join(overrides)}: {error}") from None
     content = {"profile": name} | _without_nulls(merged)
     parse(content, f"profile {name}")
+    for w in content["trajectories"]["guidance_scales"]:
+        if str(w) != f"{float(w):g}":  # DVC would look for w8.0.safetensors
+            raise ParamsError(f"profile {name}: trajectories.guidance_scales names files: write {w} as {float(w):g}")
     return content
 
 
@@ -47,23 +50,27 @@ def _without_nulls(content: dict[str, Any]) -> dict[str, Any]:
     return {key: _without_nulls(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m splam.profile", description="Compose a profile into params.yaml.")
+def asked_for(module: str, about: str, arguments: list[str] | None) -> dict[str, Any]:
+    """What a command line, `python -m module PROFILE [--set a.b=c ...]`, composes; a mistake is told and ends it."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about)
     parser.add_argument("profile", help="a name in conf/profile")
     parser.add_argument("--set", nargs="+", default=[], metavar="a.b=c", help="overrides")
     options = parser.parse_args(arguments)
     try:
-        content = compose(options.profile, options.set)
+        return compose(options.profile, options.set)
     except ParamsError as error:
-        print(error, file=sys.stderr)
-        return 1
-    head = f"# Composed from conf/profile/{options.profile}.yaml by `python -m splam.profile {options.profile}`.\n"
+        sys.exit(str(error))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    content = asked_for("splam.profile", "Compose a profile into params.yaml.", arguments)
+    name = content["profile"]
+    head = f"# Composed from conf/profile/{name}.yaml by `python -m splam.profile {name}`.\n"
     PARAMS.write_text(head + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120))
     time = f"; about {content['expected_minutes']:g} minutes from nothing" if "expected_minutes" in content else ""
-    print(f"Profile {options.profile}: {content.get('description', '')}, {len(content['runs'])} distillations{time}.")
-    return 0
+    print(f"Profile {name}: {content.get('description', '')}, {len(content['runs'])} distillations{time}.")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -198,8 +198,8 @@ def _die_with_dvc() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m splam.stage", description=__doc__.splitlines()[0])
     parser.add_argument("notebook", type=Path)
     parser.add_argument("assignments", nargs="*", metavar="name=value", help="identifiers for the `parameters` cell")
@@ -217,18 +217,15 @@ def main(arguments: list[str] | None = None) -> int:
             raise StageError(f"--out {options.out} is the notebook itself")
         run_notebook(notebook, out, parameters)
     except StageError as error:
-        print(f"{label} failed: {error}", file=sys.stderr)
-        return 1
+        sys.exit(f"{label} failed: {error}")
     except KeyboardInterrupt:
-        print(f"{label} interrupted", file=sys.stderr)
-        return 130
+        sys.exit(f"{label} interrupted")
     seconds = round(time.monotonic() - start, 1)
     times = ROOT / "build/times"
     times.mkdir(parents=True, exist_ok=True)
     (times / f"{out.stem}.json").write_text(json.dumps({"seconds": seconds}) + "\n")
     print(f"{label}: {seconds:.0f} s", flush=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -40,18 +41,17 @@ def notebook(tmp_path):
         ("run=[1, 2]", "is not name=value, with a string, a number, true or false"),
     ],
 )
-def test_a_wrong_parameter_is_named_and_nothing_runs(notebook, tmp_path, capsys, assignment, complaint):
-    assert stage.main([str(notebook()), assignment, "--out", str(tmp_path / "out.ipynb")]) == 1
-    assert complaint in capsys.readouterr().err
+def test_a_wrong_parameter_is_named_and_nothing_runs(notebook, tmp_path, assignment, complaint):
+    with pytest.raises(SystemExit, match=re.escape(complaint)):
+        stage.main([str(notebook()), assignment, "--out", str(tmp_path / "out.ipynb")])
     assert not list(tmp_path.glob("out*"))
 
 
-def test_missing_and_unreadable_notebooks_are_named(tmp_path, capsys):
-    broken = tmp_path / "broken.ipynb"
-    broken.write_text("{")
-    assert [stage.main([str(path)]) for path in (tmp_path / "none.ipynb", broken)] == [1, 1]
-    error = capsys.readouterr().err
-    assert "none.ipynb cannot be read" in error and "broken.ipynb cannot be read" in error
+@pytest.mark.parametrize("name", ["none.ipynb", "broken.ipynb"])
+def test_a_notebook_that_cannot_be_read_is_named(tmp_path, name):
+    (tmp_path / "broken.ipynb").write_text("{")
+    with pytest.raises(SystemExit, match=f"{name} cannot be read"):
+        stage.main([str(tmp_path / name)])
 
 
 def test_two_executions_give_the_same_bytes_and_progress_is_seen(notebook, tmp_path, capsys, monkeypatch):
@@ -67,7 +67,7 @@ def test_two_executions_give_the_same_bytes_and_progress_is_seen(notebook, tmp_p
     )
     outs = [tmp_path / "made" / f"{i}.ipynb" for i in range(2)]
     for out in outs:
-        assert stage.main([str(path), "--out", str(out), "run=b", "scale=2.5"]) == 0
+        stage.main([str(path), "--out", str(out), "run=b", "scale=2.5"])
     first, second = (out.read_bytes() for out in outs)
     assert first == second
     assert sorted(outs[0].parent.iterdir()) == outs  # neither temporary nor failed files
@@ -84,14 +84,15 @@ def test_the_first_value_that_is_no_path_names_the_output(notebook, tmp_path, mo
     written = []
     monkeypatch.setattr(stage, "run_notebook", lambda notebook, out, *_: written.append(out.name))
     for assignments in (["run=a/b", "scale=7.5"], ["run=lcm", "scale=3"], []):
-        assert stage.main([str(notebook()), *assignments]) == 0
+        stage.main([str(notebook()), *assignments])
     assert written == ["notebook-7.5.ipynb", "notebook-lcm.ipynb", "notebook.ipynb"]
 
 
-def test_failing_cell_keeps_what_was_done_and_tells_where(notebook, tmp_path, capsys):
+def test_failing_cell_keeps_what_was_done_and_tells_where(notebook, tmp_path):
     path = notebook("print('so far')", "def half(x):\n    return x / 0\n\n\nhalf(3)")
-    assert stage.main([str(path), "--out", str(tmp_path / "out.ipynb")]) == 1
-    error = capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        stage.main([str(path), "--out", str(tmp_path / "out.ipynb")])
+    error = stopped.value.code
     assert "cell [3]: ZeroDivisionError: division by zero" in error and "return x / 0" in error
     assert len(error.splitlines()) < 20
     assert not (tmp_path / "out.ipynb").exists()

@@ -26,6 +26,16 @@ def test_nobody_waits_for_the_ranks_of_another_launcher(prefix):
     assert python(PROCESSES, **left).stdout == "1\n"
 
 
+def test_nobody_waits_for_the_machines_or_takes_the_precision_of_another_job():
+    """Kubernetes sets torchrun's options so, NVIDIA's containers torch's."""
+    set_there = {"PET_NNODES": "2", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "PYTHONSTARTUP": "none.py"}
+    code = f"import splam, os, torch; print({set(set_there)} & {{*os.environ}}, torch.backends.cuda.matmul.allow_tf32)"
+    assert python(code, **set_there).stdout == "set() False\n"
+    ranks = {"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "WORLD_SIZE": "2"}  # of a shell that torchrun started
+    shown = "import sys, os; sys.orig_argv[1:1] = ['-m', {!r}]; import splam; print('RANK' in os.environ)"
+    assert [python(shown.format(f"splam.{m}"), **ranks).stdout for m in ("stage", "distill")] == ["False\n", "True\n"]
+
+
 @pytest.mark.parametrize(
     ("variables", "error"),
     [

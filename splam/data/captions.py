@@ -60,6 +60,8 @@ def _table(text: str, delimiter: str) -> Iterator[Row]:
         if len(fields) != len(names):
             counts = f"line {table.line_num} has {len(fields)} fields, the header {len(names)}"
             raise ValueError(f"{counts}: quote what contains {delimiter!r}")
+        if delimiter == "\t" and "\n" in "".join(fields):  # two rows, where quotes are letters
+            raise ValueError(f"line {table.line_num} ends a quoted field of several lines: write it as a .csv")
         yield dict(zip(names, fields, strict=True))
 
 

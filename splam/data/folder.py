@@ -25,11 +25,15 @@ def read_folder(name: str) -> Iterator[Sample]:
     that is not there, is empty, or whose captions could be read in two ways.
     """
     folder = ROOT / name
-    visible = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    found = sorted(folder.rglob("*"))
+    if links := [path for path in found if path.is_symlink() and path.is_dir()]:
+        raise DataError(f"data.folder: {links[0]} is a link, which is not followed: put the pictures themselves there")
+    visible = [path.relative_to(folder) for path in found if path.is_file()]
     visible = [path for path in visible if not any(part.startswith(".") for part in path.parts)]
     tables = [path for path in visible if path.name in TABLES]
     notes = {path for path in visible if path.suffix.lower() == ".txt"}
-    listed, suffixes = _listed(folder, tables), _suffixes()
+    listed = _listed(folder, tables)
+    suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
     pictures = {path for path in visible if path.suffix.lower() in suffixes} | set(listed)
     if not pictures:
         raise DataError(f"data.folder = {name} holds no pictures: correct it, or put your pictures there")
@@ -42,11 +46,6 @@ def read_folder(name: str) -> Iterator[Sample]:
         size = place.stat().st_size if place != note and place.is_file() else 0
         caption = listed.get(path) or caption_text(note.read_bytes() if note.is_file() else b"")
         yield Sample(f"{name}/{path}", path.name, 0, size, caption)
-
-
-def _suffixes() -> set[str]:
-    """The endings of what PIL can read."""
-    return {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
 
 
 def _listed(folder: Path, tables: list[PurePosixPath]) -> dict[PurePosixPath, str]:

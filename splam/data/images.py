@@ -3,6 +3,7 @@
 import io
 import itertools
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,14 +19,22 @@ class SizeError(DataError):
     """A picture of which no square can be cut that is worth training on."""
 
 
+def built(path: Path, stage: str = "data") -> Path:
+    """A file that a stage wrote. Raises FileNotFoundError."""
+    if not path.is_file():
+        target = "data.dvc" if stage == "data" else stage
+        raise FileNotFoundError(f"there is no {path}: run the {stage} stage (dvc repro {target}) first")
+    return path
+
+
 def flat(image: Image.Image) -> Image.Image:
     """The image as 8-bit RGB: transparent on white, as img2dataset has it; 16-bit grey by its upper byte.
 
     Raises DataError for pixels without a known range.
     """
-    if image.mode.startswith("I;16"):  # PIL's own conversion clips at 255
+    if image.mode.startswith("I;16") and not image.has_transparency_data:  # PIL's own conversion clips at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
+    if image.mode[0] in "IF":
         raise DataError(f"its pixels are of PIL's mode {image.mode!r}, whose white is not known: convert it to 8 bits")
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
@@ -44,19 +53,19 @@ def square(image: Image.Image, size: int, across: float = 0.5, down: float = 0.5
 
 
 def decode(
-    data: bytes, size: int | None, place: tuple[float, float] = (0.5, 0.5), fit: tuple[float, float] = (1, np.inf)
-) -> np.ndarray | bool:
+    data: bytes, size: int, place: tuple[float, float] = (0.5, 0.5), fit: tuple[float, float] = (1, np.inf)
+) -> np.ndarray:
     """`square` of an encoded image (JPEG, PNG, WebP), turned upright as its EXIF data say; place: across, down.
 
-    fit: the smallest side in pixels, and the largest ratio of the sides; size: None checks these alone, and gives True.
+    fit: the smallest side in pixels, and the largest ratio of the sides; size 0 checks these alone, decoding nothing.
     Raises SizeError beyond them, and OSError or another of PIL's errors for a broken file.
     """
     with Image.open(io.BytesIO(data)) as image:
         short, long = sorted(image.size)
         if short < fit[0] or long > fit[1] * short:
             raise SizeError(f"{image.width}x{image.height} pixels")
-        if size is None:
-            return True
+        if not size:
+            return np.empty((0, 0, 3), np.uint8)
         ImageOps.exif_transpose(image, in_place=True)
         return square(image, size, *place)
 

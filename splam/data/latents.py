@@ -8,8 +8,6 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,37 +69,28 @@ def _claim(folder: Path, plan: dict[str, Any]) -> None:
     index.write_text(json.dumps(plan, indent=1, sort_keys=True) + "\n")
 
 
-@dataclass(frozen=True)
 class LatentStore:
-    """What encode_store has written, read a few rows at a time."""
+    """What encode_store has written, read a few rows at a time.
 
-    folder: Path
+    plan: images, dtype, facts, and shapes; parts: all latents (n, c, h, w) and embeddings (n, tokens, width), on disk.
+    """
+
+    def __init__(self, folder: Path):
+        """Raises FileNotFoundError or DataError if there is nothing in the folder, or not all of it."""
+        self.folder, self.parts = folder, []
+        if not (index := folder / INDEX).is_file():
+            remedy = "run the latents stage first, or set training.source to data"
+            raise FileNotFoundError(f"there are no latents in {folder}: {remedy}")
+        self.plan = json.loads(index.read_text())
+        dtype = getattr(torch, self.plan["dtype"])
+        for name in PARTS:
+            path, shape = folder / f"{name}.bin", [len(self), *self.plan[name]]
+            if not path.is_file() or path.stat().st_size != math.prod(shape) * dtype.itemsize:
+                raise DataError(f"{path} is not whole: run the latents stage again, it goes on")
+            self.parts.append(torch.from_file(str(path), size=math.prod(shape), dtype=dtype).view(shape))
 
     def __reduce__(self) -> tuple:
         return LatentStore, (self.folder,)  # a worker opens the files itself
-
-    @cached_property
-    def plan(self) -> dict[str, Any]:
-        """What the folder holds: images, dtype, facts, and shapes. Raises FileNotFoundError."""
-        if not (index := self.folder / INDEX).is_file():
-            remedy = "run the latents stage first, or set training.source to data"
-            raise FileNotFoundError(f"there are no latents in {self.folder}: {remedy}")
-        return json.loads(index.read_text())
-
-    @cached_property
-    def parts(self) -> tuple[Tensor, Tensor]:
-        """All latents (n, c, h, w) and embeddings (n, tokens, width), as they lie on disk. Raises DataError."""
-        dtype, opened = getattr(torch, self.plan["dtype"]), []
-        for name in PARTS:
-            path, shape = self.folder / f"{name}.bin", [len(self), *self.plan[name]]
-            if not path.is_file() or path.stat().st_size != math.prod(shape) * dtype.itemsize:
-                raise DataError(f"{path} is not whole: run the latents stage again, it goes on")
-            opened.append(torch.from_file(str(path), size=math.prod(shape), dtype=dtype).view(shape))
-        return tuple(opened)
-
-    def check(self) -> None:
-        """Raise FileNotFoundError or DataError if there is nothing in the folder, or not all of it."""
-        assert len(self.parts) == len(PARTS)
 
     def __len__(self) -> int:
         return self.plan["images"]

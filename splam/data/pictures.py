@@ -7,7 +7,6 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from splam.config import ROOT, PictureData
 from splam.data.folder import read_folder
-from splam.data.images import DataError, to_pixels
+from splam.data.images import DataError, built, to_pixels
 from splam.data.samples import Sample, Tally, is_held_out, opened
 from splam.data.shards import expand_shards, read_shard
 
@@ -66,13 +65,15 @@ def survey(settings: PictureData, folder: Path) -> None:
     for sample in tqdm(_everything(settings, tally), "samples", mininterval=2):
         share = "held_out" if is_held_out(sample.key, settings.held_out_share) else "training"
         decoded = share in tested and len(notes[share]) < count
-        if opened(sample, 1 if decoded else None, settings, tally) is not False:
+        if opened(sample, int(decoded), settings, tally) is not None:
             notes[share].add(sample)
     wanted = dict.fromkeys(tested, count) | {"training": max(count if "training" in tested else 0, 1)}
     for share, number in wanted.items():
         if len(notes[share]) < number:
             more = "add pictures, lower data.test_images, or change data.held_out_share"
-            raise DataError(f"{len(notes[share])} images are of share {share} ({tally}), {number} are needed: {more}")
+            worst = "".join(f"; {n} {kind} in {file}" for (kind, file), n in tally.faults.most_common(1))
+            found = f"{len(notes[share])} images are of share {share} ({tally}{worst})"
+            raise DataError(f"{found}, {number} are needed: {more}")
     for share, found in notes.items():
         found.save(folder / share)
     faults = {f"{file}: {kind}": number for (kind, file), number in tally.faults.most_common(SHOWN)}
@@ -96,63 +97,39 @@ def _everything(settings: PictureData, tally: Tally) -> Iterator[Sample]:
             tally.problem("lost samples", shard, f"it has {held[shard]:,} samples, the largest {largest:,}", lost)
 
 
-def built(path: Path) -> Path:
-    """A file that the data stage wrote. Raises FileNotFoundError."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: run the data stage (dvc repro data.dvc) first")
-    return path
-
-
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What the data stage wrote of its survey. Raises FileNotFoundError."""
     return json.loads(built(folder / MANIFEST).read_text(encoding="utf-8"))
 
 
-@dataclass(frozen=True)
 class Pictures:
-    """A share of the samples, read from where they lie; folder: what survey has written of it."""
+    """A share of the samples, read from where they lie."""
 
-    settings: PictureData
-    folder: Path
+    def __init__(self, settings: PictureData, folder: Path):
+        """folder: what survey has written of the share. Raises DataError if a file is gone, or has another size now."""
+        self.settings, self.folder, self.tally = settings, folder, Tally(settings.max_broken_share)
+        sizes = json.loads(built(folder / FILES).read_text())
+        changed = [name for name in sizes if not (file := ROOT / name).is_file() or file.stat().st_size != sizes[name]]
+        if changed:
+            raise DataError(f"{changed[0]} is gone or has changed ({len(changed):,} such files): {AGAIN}")
+        self.files, self.rows = list(sizes), np.load(folder / "rows.npy", mmap_mode="r")
+        self.captions = np.load(folder / "captions.npy", mmap_mode="r")
 
     def __reduce__(self) -> tuple:
         return Pictures, (self.settings, self.folder)  # a worker opens the files itself
 
-    @cached_property
-    def _rows(self) -> np.ndarray:
-        return np.load(built(self.folder / "rows.npy"), mmap_mode="r")
-
-    @cached_property
-    def _captions(self) -> np.ndarray:
-        return np.load(self.folder / "captions.npy", mmap_mode="r")
-
-    @cached_property
-    def _files(self) -> list[str]:
-        return list(json.loads((self.folder / FILES).read_text()))
-
-    @cached_property
-    def _tally(self) -> Tally:
-        return Tally(self.settings.max_broken_share)
-
     def __len__(self) -> int:
-        return len(self._rows)
-
-    def check(self) -> None:
-        """Raise DataError if a file is gone, or has another size than when it was surveyed."""
-        sizes = json.loads(built(self.folder / FILES).read_text())
-        changed = [name for name in sizes if not (file := ROOT / name).is_file() or file.stat().st_size != sizes[name]]
-        if changed:
-            raise DataError(f"{changed[0]} is gone or has changed ({len(changed):,} such files): {AGAIN}")
+        return len(self.rows)
 
     def sample(self, row: int) -> Sample:
         """Where a picture lies, with its caption."""
-        file, offset, size, end = self._rows[row].tolist()
-        caption = self._captions[self._rows[row - 1, 3] if row else 0 : end].tobytes().decode()
-        return Sample(self._files[file], f"number {row:,}", offset, size, caption)
+        file, offset, size, end = self.rows[row].tolist()
+        caption = self.captions[self.rows[row - 1, 3] if row else 0 : end].tobytes().decode()
+        return Sample(self.files[file], f"number {row:,}", offset, size, caption)
 
-    def image(self, row: int, size: int, place: tuple[float, float] = (0.5, 0.5)) -> np.ndarray | bool:
-        """A picture, uint8 (size, size, 3); False if it is broken. Raises DataError if too many are."""
-        return opened(self.sample(row), size, self.settings, self._tally, place)
+    def image(self, row: int, size: int, place: tuple[float, float] = (0.5, 0.5)) -> np.ndarray | None:
+        """A picture, uint8 (size, size, 3); None if it is broken. Raises DataError if too many are."""
+        return opened(self.sample(row), size, self.settings, self.tally, place)
 
     def __getitems__(self, picks: list[tuple[int, str]]) -> tuple[Tensor, list[str]]:
         """Pixels (n, 3, h, w) and captions of rows, each with a seed for its crop.
@@ -166,6 +143,6 @@ class Pictures:
         source = random.Random(seed)
         place = (0.5, 0.5) if self.settings.crop == "center" else (source.random(), source.random())
         rows = itertools.chain(range(row, len(self)), range(row))
-        sound = ((image, at) for at in rows if (image := self.image(at, self.settings.resolution, place)) is not False)
+        sound = ((image, at) for at in rows if (image := self.image(at, self.settings.resolution, place)) is not None)
         image, at = next(sound)  # too many broken ones have raised before it is empty
         return image, self.sample(at).caption

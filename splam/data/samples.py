@@ -62,11 +62,11 @@ def caption_text(content: bytes) -> str:
 
 
 def opened(
-    sample: Sample, size: int | None, settings: PictureData, tally: Tally, place: tuple[float, float] = (0.5, 0.5)
-) -> np.ndarray | bool:
-    """The picture, uint8 (size, size, 3), cropped at `place` (across, down); False if it is of no use: that is counted.
+    sample: Sample, size: int, settings: PictureData, tally: Tally, place: tuple[float, float] = (0.5, 0.5)
+) -> np.ndarray | None:
+    """The picture, uint8 (size, size, 3), cropped at `place` (across, down); None if it is of no use: that is counted.
 
-    size: None only reads its dimensions, and gives True.
+    Of size 0 it is empty, and only its dimensions are read.
     """
     tally.counts["samples"] += 1
     if not sample.size:
@@ -83,4 +83,4 @@ def opened(
             tally.problem("unfit sizes", sample.file, f"{sample.key}: {error}, beyond {limits}")
         except Exception as error:  # PIL's decoders raise whatever a broken file leads them to
             tally.problem("broken images", sample.file, f"{sample.key}: {type(error).__name__}: {error}")
-    return False
+    return None

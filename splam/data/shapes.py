@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from splam.data.images import to_pixels
+from splam.data.images import built, to_pixels
 
 SIZE = 32  # pixels
 COLOURS = {
@@ -221,9 +221,7 @@ class Split:
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Open a saved split; pictures stay on disk (memory-mapped). Raises FileNotFoundError."""
-        if not (folder / "images.npy").is_file():
-            raise FileNotFoundError(f"{folder} holds no image split: run the data stage (dvc repro data.dvc) first")
-        return cls(np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "parts.npy"))
+        return cls(np.load(built(folder / "images.npy"), mmap_mode="r"), np.load(folder / "parts.npy"))
 
 
 def _picture(index: int, split: str, seed: int) -> tuple[np.ndarray, list[int]]:

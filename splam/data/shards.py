@@ -10,6 +10,7 @@ import itertools
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from splam.config import ROOT
 from splam.data.images import DataError
@@ -26,7 +27,7 @@ def expand_shards(patterns: Iterable[str]) -> list[str]:
     """
     import braceexpand
 
-    found: dict[str, None] = {}
+    found: dict[Path, str] = {}  # a link, or another spelling, is the same file
     for name in itertools.chain.from_iterable(map(braceexpand.braceexpand, patterns)):
         if "://" in name or name.startswith("pipe:"):
             raise DataError(f"data.shards: {name!r} is no local file: download the shards, or mount where they are")
@@ -34,27 +35,30 @@ def expand_shards(patterns: Iterable[str]) -> list[str]:
         matches = [name] if literal else sorted(glob.glob(name, root_dir=ROOT, recursive=True))
         if not matches:
             raise DataError(f"data.shards: {name!r} matches no file: correct the pattern, or download the shards")
-        found |= dict.fromkeys(matches)
-    if empty := [shard for shard in found if not (ROOT / shard).stat().st_size]:
+        for match in matches:
+            found.setdefault((ROOT / match).resolve(), match)
+    if empty := [shard for shard in found.values() if not (ROOT / shard).stat().st_size]:
         raise DataError(f"shard {empty[0]} is an empty file: download it again, or take it out of data.shards")
-    return list(found)
+    return list(found.values())
 
 
 def read_shard(shard: str, tally: Tally) -> Iterator[Sample]:
     """The samples of a shard in their order, with an empty caption or no picture if they lack it.
 
-    A shard that cannot be read to its end counts as truncated. Raises DataError for one that holds no samples.
+    A shard that cannot be read to its end counts as truncated. Raises DataError for one that holds no samples, and for
+    one in which something follows the end.
     """
     sample, fault = None, ""
     try:
         with tarfile.open(ROOT / shard, "r:") as tar:
             for key, files in _grouped(filter(_is_read, tar), shard, tally):
                 image = next((files[suffix] for suffix in IMAGE_SUFFIXES if suffix in files), tarfile.TarInfo())
-                note = tar.extractfile(files[".txt"]).read() if ".txt" in files else b""
+                text = files.get(".txt", tarfile.TarInfo())
+                note = tar.extractfile(text).read() if text.size else b""  # a link holds nothing itself
                 sample = Sample(shard, key, image.offset_data, image.size, caption_text(note))
                 yield sample
-        if _is_cut(shard):
-            fault = "the archive stops before its end"
+            end = tar.offset
+        fault = _ending(shard, end)
     except (tarfile.TarError, OSError) as error:
         fault = f"{type(error).__name__}: {error}"
     if fault:
@@ -94,8 +98,16 @@ def _grouped(
         yield key, files
 
 
-def _is_cut(shard: str) -> bool:
-    """Whether a tar file lacks the zeros at its end: tarfile takes a cut between two members for the end."""
+def _ending(shard: str, end: int) -> str:
+    """What is wrong after the last member: tarfile takes a cut between two, or damage, for the end.
+
+    Raises DataError where data follow, such as a second archive.
+    """
     with (ROOT / shard).open("rb") as file:
-        file.seek(-512, os.SEEK_END)
-        return any(file.read())
+        file.seek(end)
+        rest = file.read(2**20)
+    if len(rest) < 512:  # a header's
+        return "the archive stops before its end"
+    if any(rest):
+        raise DataError(f"shard {shard}: more follows its end (damage, or a second archive): download or pack it again")
+    return ""

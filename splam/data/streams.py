@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from splam.config import PictureData, ShapesData
 from splam.data import shapes
+from splam.data.latents import LatentStore
 from splam.data.pictures import Pictures
 
 Batch = tuple[Tensor, list[str] | Tensor]
@@ -39,15 +39,6 @@ def batch_rows(iteration: int, batch: int, pool: int, seed: int) -> Tensor:
     return torch.stack(rows)
 
 
-class Samples(Protocol):
-    """What a stream draws from: shapes.Split, Pictures, or a LatentStore."""
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, picks: list[tuple[int, str]]) -> Batch:
-        """Some rows, each with a seed for what is random in it."""
-
-
 @dataclass(frozen=True)
 class Stream:
     """Every sample once, then in another order, without end, split over ranks; a batch depends on its number alone.
@@ -55,7 +46,7 @@ class Stream:
     batch_size: of this process; workers: processes that read ahead, 0 to read in this one.
     """
 
-    samples: Samples
+    samples: shapes.Split | Pictures | LatentStore
     batch_size: int
     seed: int
     rank: int = 0
@@ -95,6 +86,4 @@ def image_stream(
     """
     if data.kind == "shapes":
         return Stream(shapes.Split.load(folder / "train"), batch_size, seed, rank, ranks)
-    pictures = Pictures(data, folder / "training")
-    pictures.check()
-    return Stream(pictures, batch_size, seed, rank, ranks, data.workers)
+    return Stream(Pictures(data, folder / "training"), batch_size, seed, rank, ranks, data.workers)

@@ -17,8 +17,8 @@ import numpy as np
 from splam.config import Params, PictureData, ShapesData
 from splam.data import shapes
 from splam.data.coco import SIZE, SPLITS, Prompts, coco_images, coco_prompts, load_coco
-from splam.data.images import DataError, batched, resize
-from splam.data.pictures import Pictures, built, read_manifest, shares, survey
+from splam.data.images import DataError, batched, built, resize
+from splam.data.pictures import Pictures, read_manifest, shares, survey
 from splam.data.streams import image_stream
 
 PROTOCOLS = {"unseen": "coco30k", "unseen-small": "coco5k"}
@@ -95,7 +95,8 @@ def _shapes_set(data: ShapesData, folder: Path, dataset: str, count: int) -> Hel
 def _coco_set(data: PictureData, folder: Path, dataset: str, count: int) -> HeldOut:
     """The first `count` captions of coco30k or coco5k against all images of its validation set."""
     name, size = PROTOCOLS[dataset], data.coco.image_size
-    coco, prompts = load_coco(Path(data.coco.folder), SPLITS[name]), _prompts(folder, name)
+    coco = load_coco(Path(data.coco.folder), SPLITS[name])
+    prompts = Prompts(**json.loads(built(folder / f"{name}.json").read_text()))
     protocol = prompts.protocol + ("" if size == SIZE else f"-at-{size}")  # of another size: another protocol
     references, real = partial(coco_images, coco, size), partial(coco_images, coco, ids=prompts.image_ids[:count])
     return HeldOut(protocol, prompts.captions[:count], size, len(coco.images), references, real, False)
@@ -109,14 +110,9 @@ def _own_set(data: PictureData, folder: Path, share: str, count: int) -> HeldOut
     def images(rows: range, size: int) -> Iterator[np.ndarray]:
         return batched(pictures.image(row, size) for row in rows)
 
-    pictures.check()
     prompts = [pictures.sample(row).caption for row in range(min(count, half))]
     references, real = partial(images, range(half, 2 * half), size), partial(images, range(count))
     return HeldOut(f"{data.kind}-{share.replace('_', '-')}", prompts, size, half, references, real, True)
-
-
-def _prompts(folder: Path, name: str) -> Prompts:
-    return Prompts(**json.loads(built(folder / f"{name}.json").read_text()))
 
 
 def build(data: Data, folder: Path, seed: int) -> None:

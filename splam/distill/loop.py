@@ -242,7 +242,6 @@ def _open_source(params: Params, run: Run, teacher: Teacher, build: Path, data: 
     facts = {"solver_skip": settings.solver_skip, "empty_captions": settings.empty_captions}
     if run.training.source == "latents":
         store = LatentStore(build / "scratch/latents")
-        store.check()
         stream = Stream(store, size, run.seed, rank, ranks, getattr(params.data, "workers", 0))
         facts["latents"] = digest(store.folder / "index.json")
     else:

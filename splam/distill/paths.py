@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from splam.config import Run
+from splam.data.images import built
 from splam.data.streams import batch_rows, iteration_generator
 from splam.method.loss import draw_gamma
 from splam.method.schedule import Schedule, path_end, path_starts
@@ -71,9 +72,7 @@ class TrajectoryCache:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a saved cache. Raises FileNotFoundError."""
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist: run the trajectories stage (dvc repro trajectories)")
-        return cls(**load_file(path))
+        return cls(**load_file(built(path, "trajectories")))
 
     def one_step(self, rows: Tensor, skip: int, guidance_scale: float | Tensor, schedule: Schedule) -> SubPath:
         """Paths of any k in one DDIM step (no multiple estimation); guidance_scale: any w, or one per path, (n,)."""

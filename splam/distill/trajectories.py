@@ -55,20 +55,20 @@ def solve(
 
     guidance: w, and the steps and k_phi of the solver.
     """
-    w, settings = guidance
-    first, guided = teacher.epsilons(z_t, t, captions), teacher.guided(captions, w)
+    (w, settings), pairs = guidance, []
 
     def epsilon(z: Tensor, time: Tensor) -> Tensor:
-        return guided_epsilon(*first, w) if z is z_t else guided(z, time)
+        pairs.append(teacher.epsilons(z, time, captions))
+        return guided_epsilon(*pairs[-1], w)
 
     chain = solver_chain(epsilon, z_t, t, settings.steps, settings.solver_skip, teacher.schedule)
-    return torch.stack(chain, 1), *first
+    return torch.stack(chain, 1), *pairs[0]
 
 
 def build_cache(params: Params, teacher: Teacher, draws: Draws, guidance_scale: float) -> TrajectoryCache:
     """Teacher trajectories of every draw at one guidance scale."""
     settings, parts, (images, captions, times) = params.trajectories, [], draws
-    generator = torch.Generator().manual_seed(params.seed + 1)
+    generator = torch.Generator().manual_seed(3_000_000_000 + params.seed)  # seeds share no noise
     unique, caption = np.unique(np.array(captions), return_inverse=True)
     embeddings, caption = teacher.embed(unique.tolist()), torch.from_numpy(caption)
     for rows in tqdm(torch.arange(len(times)).split(settings.batch_size), f"w = {guidance_scale:g}", mininterval=2):

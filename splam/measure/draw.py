@@ -15,7 +15,6 @@ from splam.data.images import resize
 from splam.method.loss import Network
 from splam.method.sampling import draw_noise, generators, sample_consistency
 from splam.method.solver import guided_epsilon
-from splam.networks.pipelines import draw_images
 from splam.networks.student import published_network
 from splam.networks.teacher import Teacher, call_unet, kept_noise
 
@@ -66,11 +65,6 @@ def with_other_noise(draw: Draw) -> Draw:
     return lambda captions, seeds, steps: draw(captions, [seed + OTHER_NOISE for seed in seeds], steps)
 
 
-def pipeline_draw(pipeline, guidance_scale: float) -> Draw:
-    """Any text-to-image pipeline of diffusers, called as its users call it."""
-    return lambda captions, seeds, steps: draw_images(pipeline, captions, seeds, steps, guidance_scale)
-
-
 def _consistency_draw(teacher: Teacher, network: Callable[[Tensor], Network]) -> Draw:
     """Multistep consistency sampling; network: of caption embeddings (n, tokens, d)."""
 
@@ -104,18 +98,16 @@ def in_batches(draw: Draw, captions: list[str], steps: int, params: Params, size
 def baseline_scheduler(name: str, config: dict):
     """diffusers' scheduler for an undistilled teacher, with trailing times, so that it starts at full noise.
 
-    config: the teacher's scheduler config, whose betas and prediction type are kept.
+    name: ddim, unipc, dpmsolver or dpmsolver++; config: the teacher's, whose betas and prediction type are kept.
     """
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     kept = kept_noise(config) | {"timestep_spacing": "trailing"}
     if name == "ddim":
         return DDIMScheduler(**kept, clip_sample=False, set_alpha_to_one=False)
-    if name in ("dpmsolver", "dpmsolver++"):
-        return DPMSolverMultistepScheduler(**kept, algorithm_type=name, final_sigmas_type="sigma_min")
     if name == "unipc":
         return UniPCMultistepScheduler(**kept, final_sigmas_type="sigma_min")
-    raise ValueError(f"scheduler is {name!r}: choose ddim, dpmsolver, dpmsolver++ or unipc")
+    return DPMSolverMultistepScheduler(**kept, algorithm_type=name, final_sigmas_type="sigma_min")
 
 
 def sample_scheduler(scheduler, output: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:

@@ -5,7 +5,7 @@ Each is drawn and measured in the same way. Every row carries what its numbers m
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,13 @@ from splam.measure.draw import (
     Draw,
     baseline_draw,
     in_batches,
-    pipeline_draw,
     sample_seeds,
     student_draw,
     with_other_noise,
 )
 from splam.measure.fid import load_features
 from splam.measure.measure import Measure, Paired, References
-from splam.networks.pipelines import open_any
+from splam.networks.pipelines import draw_images, open_any
 from splam.networks.student import load_unet
 from splam.networks.teacher import Teacher, open_teacher
 
@@ -188,7 +187,7 @@ def pipeline_rows(bench: Bench, name: str) -> Iterator[Row]:
     pipeline = open_any(chosen.source, chosen.scheduler, chosen.lora, dtype, bench.teacher.device)
     how = {"dtype": chosen.dtype, "sampler": type(pipeline.scheduler).__name__}
     facts = _others(bench.params, name, chosen.method) | how
-    system = System(facts, pipeline_draw(pipeline, w), [w], compared=False)
+    system = System(facts, partial(draw_images, pipeline, guidance_scale=w), [w], compared=False)
     for dataset, steps in product(chosen.datasets, chosen.steps):
         yield from bench.rows(system, dataset, steps)
 

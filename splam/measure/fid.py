@@ -37,8 +37,6 @@ def load_features(name: str, device: torch.device | str = "cpu") -> Features:
     from cleanfid.resize import make_resizer
 
     networks = {"efficientnet_lite0": (_efficientnet_lite0, 64), "inception": (_inception, 299)}
-    if name not in networks:
-        raise ValueError(f"features are {name!r}: choose 'efficientnet_lite0' or 'inception'")
     load, size = networks[name]
     network = load(device)
     resize = make_resizer("PIL", False, "bicubic", (size, size))  # clean-fid's mode "clean"

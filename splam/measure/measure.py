@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from tqdm import tqdm
 
+from splam.data.images import built
 from splam.data.testsets import HeldOut
 from splam.measure import fid
 from splam.measure.clip import ClipScorer, caption_accuracy, clip_score
@@ -45,10 +46,8 @@ class References:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what the references stage wrote."""
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist: run the references stage (dvc repro references)")
-        with np.load(path) as file:
+        """Read what the references stage wrote. Raises FileNotFoundError."""
+        with np.load(built(path, "references")) as file:
             arrays = {key: file[key] for key in file if key != "facts"}
             text = {key: arrays.pop(key) for key in [*arrays] if key.startswith("clip_score")}
             return cls(**json.loads(str(file["facts"])), **arrays, clip_text=text)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from splam.method.sampling import generators
-from splam.networks.teacher import HUB_ID, UNCHECKED, check_source, check_weights, to_images
+from splam.networks.teacher import HUB_ID, check_source, stock_pipeline, to_images
 
 
 def open_any(
@@ -24,8 +24,7 @@ def open_any(
     import diffusers
 
     check_source(source)
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(source, dtype=dtype, **UNCHECKED)
-    check_weights(pipeline, source)
+    pipeline = stock_pipeline(diffusers.DiffusionPipeline, source, dtype)
     pipeline.to(device).set_progress_bar_config(disable=True)
     if scheduler is not None:
         if not scheduler.endswith("Scheduler") or not hasattr(diffusers, scheduler):
@@ -44,13 +43,17 @@ def _load_adapter(pipeline, lora: str) -> None:
     def digest(weight: Tensor) -> int:
         return hash(weight.detach().cpu().to(pipeline.dtype).float().numpy().tobytes())
 
-    asked = {key: weight for key, weight in pipeline.lora_state_dict(lora)[0].items() if weight.dim() > 1}
-    pipeline.load_lora_weights(lora, adapter_name="adapter")
+    try:
+        asked = {key: weight for key, weight in pipeline.lora_state_dict(lora)[0].items() if weight.dim() > 1}
+        pipeline.load_lora_weights(lora, adapter_name="adapter")
+    except Exception as error:  # what keys of another model lead to
+        raise ValueError(f"{lora} is no adapter of this pipeline: {error!r}") from None
     networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     named = [named for network in networks for named in network.named_parameters() if ".adapter." in named[0]]
     loaded = {digest(weight) for _, weight in named}
     left = [key for key, weight in asked.items() if digest(weight) not in loaded]
-    if left or not any(weight.any() for name, weight in named if "lora_A" not in name):
+    layers = [layer for network in networks for layer in network.modules() if "adapter" in getattr(layer, "lora_A", ())]
+    if left or not any(layer.get_delta_weight("adapter").any() for layer in layers):
         names = ", ".join([*left, *asked][:3])
         raise ValueError(f"{lora}: {len(left or asked)} of {len(asked)} weights change nothing, such as {names}")
 

@@ -15,19 +15,10 @@ from splam.networks.teacher import Teacher, call_unet, float32_output
 
 COND_PROJ, GAMMA_FILE = "time_embedding.cond_proj.weight", "gamma.safetensors"  # gamma's only weights, and their file
 # diffusers' train_lcm_distill_lora_sd_wds.py
-LORA_TARGETS = (
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out.0",
-    "proj_in",
-    "proj_out",
-    "ff.net.0.proj",
-    "ff.net.2",
-    "conv1",
-    "conv2",
-)
-LORA_TARGETS += ("conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj")
+LORA_TARGETS = [
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+    *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
+]
 
 
 def condition_width(run: Run) -> int | None:
@@ -66,7 +57,7 @@ def add_lora(unet: nn.Module, rank: int) -> None:
     from peft import LoraConfig
 
     unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS)))
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS))
     if unet.config.time_cond_proj_dim is not None:
         unet.time_embedding.cond_proj.requires_grad_(True)
 

@@ -211,9 +211,19 @@ def open_pipeline(source: str | Path):
     from diffusers import StableDiffusionPipeline
 
     check_teacher(source)
-    pipeline = StableDiffusionPipeline.from_pretrained(source, dtype=torch.float32, **UNCHECKED)
+    return without_paths(stock_pipeline(StableDiffusionPipeline, source, torch.float32))
+
+
+def stock_pipeline(kind: type, source: str | Path, dtype: torch.dtype):
+    """A pipeline of a class of diffusers, with all of its weights. Raises OSError or ValueError."""
+    try:
+        pipeline = kind.from_pretrained(source, dtype=dtype, **UNCHECKED)
+    except OSError:
+        raise
+    except Exception as error:  # transformers and its tokenizers raise what they meet, and name no file
+        raise ValueError(f"{source} cannot be read, look at its text encoder and tokenizer: {error!r}") from None
     check_weights(pipeline, source)
-    return without_paths(pipeline)
+    return pipeline
 
 
 def without_paths(pipeline):
@@ -231,6 +241,8 @@ def check_source(source: str | Path) -> None:
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"{source} is neither a pipeline's folder (no model_index.json in it) nor a hub id")
     parts = json.loads((folder / "model_index.json").read_text())
+    if not isinstance(parts, dict) or "_class_name" not in parts:
+        raise ValueError(f"{folder / 'model_index.json'} names no _class_name: it is no pipeline's")
     named = [name for name, kind in parts.items() if isinstance(kind, list) and kind[0] and name not in UNCHECKED]
     if absent := [name for name in named if not (folder / name).is_dir()]:  # transformers makes up a tokenizer
         raise FileNotFoundError(f"{source} has no {', '.join(absent)}, which its model_index.json names")
@@ -266,6 +278,7 @@ def check_teacher(source: str | Path) -> None:
         "zero terminal SNR (the method divides by alpha(T))": scheduler.get("rescale_betas_zero_snr"),
         "a UNet with more inputs than outputs (inpainting?)": unet.get("in_channels") != unet.get("out_channels"),
         "a UNet that is distilled already (time_cond_proj_dim)": unet.get("time_cond_proj_dim"),
+        "a UNet whose sample_size is not one number": unet and not isinstance(unet.get("sample_size"), int),
     }
     for fault in [fault for fault, found in faults.items() if found]:
         raise ValueError(f"{source}: {fault} is not supported; a variance-preserving {SUPPORTED} is")

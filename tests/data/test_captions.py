@@ -48,6 +48,7 @@ def test_published_forms_are_read_to_the_letter(tmp_path, name, content, expecte
         ("a.csv", "id,caption\n\n1,a dog\n", "line 2 has 0 fields"),
         ("a.csv", 'id,caption\n1,"a dog\n2,"a cat"\n', "is not a list of captions .*expected after"),
         ("a.csv", 'id,caption\n1,"a dog\n2,a cat\n', "is not a list of captions .*unexpected end"),
+        ("a.tsv", 'caption\tid\n"a dog\t1\na cat"\t2\n', "line 3 ends a quoted field of several lines"),
         ("a.csv", "caption,caption\na,b\n", "names a column twice"),
         ("a.csv", "caption,text\na,b\n", "has the columns caption and text: keep the one that is meant"),
         ("a.csv", "a dog\na cat\n", r"its columns are a dog\); it must be .*columns caption, text, prompt"),

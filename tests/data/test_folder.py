@@ -99,6 +99,13 @@ def test_what_is_ambiguous_is_refused(folder, files, message):
         list(read_folder(str(folder)))
 
 
+def test_a_link_to_a_folder_is_refused(folder):
+    """Path.rglob passes over it."""
+    (folder / "more").symlink_to(folder / "b c")
+    with pytest.raises(DataError, match="mine/more is a link, which is not followed"):
+        list(read_folder(str(folder)))
+
+
 def test_a_folder_without_pictures_is_named(tmp_path):
     for name in (tmp_path, tmp_path / "none"):
         with pytest.raises(DataError, match=f"data.folder = {name} holds no pictures: correct it"):

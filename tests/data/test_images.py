@@ -57,6 +57,8 @@ def test_every_form_of_pixels_is_seen_as_it_is_meant(data, left, right):
 def test_pixels_of_no_known_range_are_refused():
     with pytest.raises(DataError, match="mode 'F'.*convert it to 8 bits"):
         decode(encode(Image.new("F", (8, 8), 0.5), "TIFF"), 8)
+    with pytest.raises(DataError, match="mode 'I;16'.*convert it to 8 bits"):  # which of the greys is transparent
+        decode(encode(Image.new("I;16", (8, 8)), transparency=0), 8)
 
 
 @pytest.mark.parametrize("turned", range(1, 9))

@@ -86,7 +86,7 @@ def test_a_test_set_has_no_broken_picture(tmp_path):
     settings = laion_settings(write_shard(tmp_path / "0.tar", cut), held_out_share=0.5, test_images=3)
     survey(settings.model_copy(update={"max_broken_share": 0.2}), tmp_path)
     kept = Pictures(settings, tmp_path / "held_out")
-    assert all(kept.image(row, 8) is not False and kept.sample(row).caption != "cut" for row in range(6))
+    assert all(kept.image(row, 8) is not None and kept.sample(row).caption != "cut" for row in range(6))
 
 
 def test_too_few_held_out_images_is_an_error_that_leaves_nothing(laion, tmp_path):
@@ -162,6 +162,29 @@ def test_keys_may_have_dots_and_samples_other_pictures(tmp_path):
         assert not tally.faults
 
 
+@pytest.mark.parametrize("damage", ["second archive", "damaged header"])
+def test_what_follows_the_end_of_a_shard_is_not_passed_over(tmp_path, damage):
+    """tarfile stops at either without a word."""
+    path = write_shard(tmp_path / "0.tar", {str(i): sample(i) for i in range(9)})
+    content = bytearray((tmp_path / "0.tar").read_bytes())
+    with tarfile.open(path) as tar:
+        content[tar.getmembers()[10].offset] ^= 1
+    (tmp_path / "0.tar").write_bytes(content if "header" in damage else 2 * (tmp_path / "0.tar").read_bytes())
+    with pytest.raises(DataError, match="0.tar: more follows its end .*download or pack it again"):
+        list(read_shard(path, Tally(1)))
+
+
+def test_links_in_a_shard_are_pictures_and_captions_that_it_lacks(tmp_path):
+    write_shard(tmp_path / "0.tar", {"0": sample(0)})
+    with tarfile.open(tmp_path / "0.tar", "a") as tar:
+        for name in ("1.png", "1.txt"):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, "gone"
+            tar.addfile(member)
+    found = read_shard(str(tmp_path / "0.tar"), Tally(1))
+    assert [(s.key, s.size > 0, s.caption) for s in found] == [("0", True, "0"), ("1", False, "")]
+
+
 def test_what_is_in_a_shard_twice_or_beside_it_is_counted(tmp_path):
     """One member again, whole samples again, macOS's ._ files, and captions that are not UTF-8."""
     names = ("0.png", "0.txt", "._0.png", "0.png", "1.png", "1.txt", "0.png", "0.txt", "2.PNG", "2.txt")
@@ -199,8 +222,10 @@ def test_shards_that_are_of_no_use_are_named(tmp_path, opened):
         opened(laion_settings(full, held_out_share=0.9999999), 2, seed=0)
 
 
-def test_patterns_expand_in_order(laion_folder):
+def test_patterns_expand_in_order_and_a_file_is_read_once(laion_folder, tmp_path):
+    (tmp_path / "link.tar").symlink_to(laion_folder / "00000.tar")
     found = expand_shards([f"{laion_folder}/0000[12].tar", f"{laion_folder}/0000{{0..2}}.tar"])
+    assert found == expand_shards([*found, f"{laion_folder}/./*.tar", f"{tmp_path}/*.tar"])
     assert found == [f"{laion_folder}/0000{i}.tar" for i in (1, 2, 0)]
 
 

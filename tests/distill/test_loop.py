@@ -200,7 +200,7 @@ def test_one_step_paths_of_any_w_come_from_any_cache(built, data):
     params = profile("runs.lcm-w3-k20.guidance_scale=5")
     job = open_distillation(params, "lcm-w3-k20", built, data)
     assert (job.source.batch(0, 0, 1).guidance_scale == 5).all()
-    with pytest.raises(FileNotFoundError, match="w8.safetensors does not exist: run the trajectories stage"):
+    with pytest.raises(FileNotFoundError, match="w8.safetensors: run the trajectories stage"):
         open_distillation(profile("runs.lcm-w3-k20.guidance_scale=8"), "lcm-w3-k20", built, data)
     with pytest.raises(ParamsError, match="there is no run 'splam-w3'; did you mean 'splam-w3-"):
         open_distillation(params, "splam-w3", built, data)

@@ -59,7 +59,8 @@ def test_runs_share_their_draws(cache, teacher):
 def test_lcm_star_has_its_own_w_for_each_sample(cache, teacher):
     made = batch(cache, cached_run("lcm_star"), teacher)
     assert len(made.guidance_scale.unique()) == 4 and (made.gamma == 1).all()
-    assert made.guidance_scale.min() >= 2 and made.guidance_scale.max() <= 14
+    assert made.guidance_scale.min() >= 3 and made.guidance_scale.max() <= 15
+    assert cached_run().training.lcm_star_scales == (3, 15)  # LCM's [2, 14] is w - 1
     guided = teacher.guided(made.captions, made.guidance_scale.view(-1, 1, 1, 1))
     expected = sub_path(guided, made.path.z_t, made.path.t, 20, 20, teacher.schedule)
     torch.testing.assert_close(made.path.z_s, expected.z_s, rtol=1e-4, atol=1e-5)

@@ -113,6 +113,7 @@ def test_a_card_holds_the_facts_and_the_numbers(tmp_path):
     assert (result.dataset_name, result.metric_value, result.metric_args["steps"]) == ("coco30k", 10.1, 4)
     for part in ("`some/teacher`", "40, multiple estimation", "guidance_scale=1,", "RAIL-M", "| 4 | 10.1 | 30000 |"):
         assert part in card.text
+    assert "| iterations, global batch | 4, 4 |" in card.text
     with pytest.raises(KeyError, match="protocol"):  # no number is quoted without it
         write_card(tmp_path, CardFacts(small_run(), "some/teacher", "shapes", numbers=({"fid": 10.1},)))
     write_card(tmp_path, CardFacts(small_run("lcm_star"), "tiny", "shapes"))

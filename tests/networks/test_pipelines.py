@@ -39,6 +39,7 @@ UNFIT = {
     "attn1.to_k": convert_state_dict_to_diffusers,
     " down_blocks": lambda weights: {key.removeprefix("unet."): weight for key, weight in weights.items()},
     " unet": lambda weights: {key: 0 * weight if "lora_B" in key else weight for key, weight in weights.items()},
+    "unet": lambda weights: {key: 0 * weight if "lora_A" in key else weight for key, weight in weights.items()},
 }
 
 
@@ -48,6 +49,13 @@ def test_an_adapter_that_does_not_fit_is_refused(teacher_folder, lora, tmp_path,
     file = "pytorch_lora_weights.safetensors"
     save_file(change(load_file(lora / file)), tmp_path / file)
     with pytest.raises(ValueError, match=f"weights change nothing, such as.*{key}"):
+        open_any(teacher_folder, lora=str(tmp_path))
+
+
+def test_an_adapter_of_another_model_is_named(teacher_folder, lora, tmp_path):
+    file = "pytorch_lora_weights.safetensors"
+    save_file({key: weight for key, weight in load_file(lora / file).items() if "lora_A" in key}, tmp_path / file)
+    with pytest.raises(ValueError, match=f"{tmp_path} is no adapter of this pipeline: "):
         open_any(teacher_folder, lora=str(tmp_path))
 
 

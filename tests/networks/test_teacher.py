@@ -99,6 +99,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
         ("model_index.json", {"image_encoder": ["transformers", "CLIPVisionModel"]}, "has no image_encoder, which its"),
         ("unet/config.json", {"in_channels": 9}, "inpainting"),
         ("unet/config.json", {"time_cond_proj_dim": 256}, "distilled already"),
+        ("unet/config.json", {"sample_size": [8, 12]}, "a UNet whose sample_size is not one number"),
     ],
 )
 def test_what_cannot_be_distilled_is_refused(sd_folder, tmp_path, file, values, error):
@@ -124,6 +125,21 @@ def test_a_tokenizer_that_is_not_there_is_not_made_up(sd_folder, tmp_path):
     shutil.rmtree(shutil.copytree(sd_folder, tmp_path / "copy") / "tokenizer")
     with pytest.raises(FileNotFoundError, match="copy has no tokenizer, which its model_index.json names"):
         load_teacher(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("file", ["text_encoder/model.safetensors", "tokenizer/tokenizer.json"])
+def test_a_damaged_file_that_its_library_does_not_name_is_the_teachers(sd_folder, tmp_path, file):
+    path = shutil.copytree(sd_folder, tmp_path / "copy") / file
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="copy cannot be read, look at its text encoder and tokenizer: "):
+        load_teacher(tmp_path / "copy")
+
+
+def test_an_index_that_names_no_pipeline_is_named(tmp_path):
+    for content in ("[]", "{}"):
+        (tmp_path / "model_index.json").write_text(content)
+        with pytest.raises(ValueError, match="model_index.json names no _class_name"):
+            check_teacher(tmp_path)
 
 
 @pytest.mark.parametrize("source", ["no/such/folder", "nowhere", "./a/b"])

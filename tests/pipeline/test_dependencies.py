@@ -1,5 +1,6 @@
 """Stages declare what they depend on: all the code that they reach, and parameters that are there."""
 
+import os
 import re
 
 import pytest
@@ -9,6 +10,8 @@ from dvc.repo import Repo
 from splam.config import ROOT, load_params
 from splam.profile import compose
 from tests.closure import closure, room, source_of
+
+CI = (ROOT / ".ci/run").read_text()
 
 
 @pytest.fixture(scope="module", params=["smoke", "rehearsal", "rehearsal-night"])
@@ -41,11 +44,23 @@ def test_a_stage_declares_the_code_that_it_reaches(stages):
         assert declared - {"splam/data/shapes.py"} == reached - {"splam/stage.py"}, name  # tiny's `inputs`
 
 
+def test_every_notebook_is_run_by_ci():
+    """As a stage, or by name; but for the hours that the shipped models are trained in (models/tiny)."""
+    run = (ROOT / "dvc.yaml").read_text() + re.sub(r"^notebook (\S+)", r"notebooks/\1.ipynb", CI, flags=re.MULTILINE)
+    for path in [*ROOT.glob("notebooks/**/[!.]*.ipynb"), *ROOT.glob("evidence/*.ipynb")]:
+        assert os.path.relpath(path, ROOT) in run.replace("notebooks/../", "")
+
+
 def test_the_evidence_declares_the_code_that_it_reaches():
-    stage = yaml.safe_load((ROOT / "evidence/dvc.yaml").read_text())["stages"]["run"]
+    pipeline, params = (
+        yaml.safe_load((ROOT / "evidence/dvc.yaml").read_text()),
+        load_params(ROOT / "evidence/params.yaml"),
+    )
     reached = {room(module) for module in closure(ROOT / "evidence/run.ipynb")}
-    assert {path for path in stage["deps"] if path.startswith("splam")} == reached
-    assert {run for run in stage["matrix"]["run"]} <= load_params(ROOT / "evidence/params.yaml").runs.keys()
+    for stage in pipeline["stages"].values():
+        assert {path for path in stage["deps"] if path.startswith("splam")} == reached
+    listed = [pipeline["vars"][0][runs] for runs in ("five", "three", "tuning")]
+    assert sorted(sum(listed, [])) == sorted(params.runs)
 
 
 def test_what_a_stage_names_of_the_repository_is_there(stages):

@@ -11,12 +11,14 @@ from tests.pipeline.conftest import Repository
 PIPELINE = "evidence/dvc.yaml"
 # What a run would write, of any length.
 FAKE_RUN = """
-import os, pathlib, sys
+import pathlib, sys
 
-name = "evidence/metrics/{}-s{}".format(*(word.partition("=")[2] for word in sys.argv[2:4]))
-pathlib.Path(name).parent.mkdir(exist_ok=True)
-pathlib.Path(name + ".json").write_text('{"unseen": {"fid_4": 900.1}}')
-pathlib.Path(name + ".csv").write_text("steps,fid\\n4,900.1\\n")
+name = "{}-s{}".format(*(word.partition("=")[2] for word in sys.argv[2:4]))
+for kind in ("evaluate", "delta", "errors"):
+    folder = pathlib.Path("reports/evidence/metrics") / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.csv").write_text("steps,fid\\n4,900.1\\n")
+(folder.parent / f"evaluate/{name}.json").write_text('{"unseen": {"fid_4": 900.1}}')
 """
 
 
@@ -25,10 +27,12 @@ def finished(tmp_path_factory) -> Repository:
     """A repository whose evidence was made and committed."""
     repository = Repository(tmp_path_factory.mktemp("evidence"))
     repository.create(PIPELINE, "evidence/params.yaml", ".dvcignore")
-    stage = yaml.safe_load((ROOT / PIPELINE).read_text())["stages"]["run"]
-    repository.stand_ins(stage["deps"])
+    pipeline = yaml.safe_load((ROOT / PIPELINE).read_text())
+    pipeline["vars"][0] |= {"five": ["lcm-w3-k20"], "three": ["lcm-w8-k100-me"], "tuning": ["tune-lcm-w3-1e-4"]}
+    (repository.folder / PIPELINE).write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    repository.stand_ins(pipeline["stages"]["controls"]["deps"])
     (repository.folder / "splam/stage.py").write_text(FAKE_RUN)
-    assert len(repository.stages(repository.dvc("repro", PIPELINE))) == len(stage["matrix"]["run"])
+    assert len(repository.stages(repository.dvc("repro", PIPELINE))) == 5 + 5 + 3 + 1
     repository.commit()
     return repository
 
@@ -61,4 +65,6 @@ def test_another_parameter_of_one_run_runs_that_one(clone):
     params = yaml.safe_load(path.read_text())
     params["runs"]["lcm-w3-k20"]["skip"] = 40
     path.write_text(json.dumps(params))
-    assert clone.stages(clone.dvc("repro", PIPELINE)) == {f"{PIPELINE}:run@lcm-w3-k20-0"}
+    assert clone.stages(clone.dvc("repro", PIPELINE)) == {
+        f"{PIPELINE}:five-seeds@lcm-w3-k20-{seed}" for seed in range(5)
+    }

@@ -62,7 +62,7 @@ def write_laion(folder: Path, seed: int, shards: int = SHARDS, samples: int = SA
             image, caption = next(source)
             content = jpeg(image)
             content = content[: len(content) // 2] if (shard, number) == BROKEN else content
-            caption = "" if (shard, number) == CAPTIONLESS else caption
+            caption = "" if (shard, number) == CAPTIONLESS else f"{caption}, for $5_{{ or $6"  # to mathtext, broken
             members |= _sample(f"{shard:05d}{number:04d}", content, caption, image.size)
         write_tar(path, members.items())
     return paths
