@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -70,10 +71,11 @@ def read_parameters(notebook: Path, assignments: list[str]) -> dict[str, Any]:
     return parameters
 
 
-def run_notebook(notebook: Path, out: Path, parameters: dict[str, Any]) -> None:
+def run_notebook(notebook: Path, out: Path, parameters: dict[str, Any]) -> list[float]:
     """Execute a notebook in a kernel of this interpreter at the repository's root and write it, normalised, to `out`.
 
-    While it runs, and if it fails, it is at `out` with the suffix .failed.ipynb, as far as it got. Raises StageError.
+    Returns the seconds of its code cells. While it runs, and if it fails, it is at `out` with the suffix .failed.ipynb,
+    as far as it got. Raises StageError.
     """
     import nbformat
     import papermill
@@ -103,8 +105,10 @@ def run_notebook(notebook: Path, out: Path, parameters: dict[str, Any]) -> None:
         raise StageError("\n".join([where, *lines, f"as far as it got: {failed}"])) from None
     except DeadKernelError:
         raise StageError(f"{notebook.name}: the kernel died (out of memory?) after {failed}") from None
+    cells = [cell.metadata.papermill.duration or 0.0 for cell in executed.cells if cell.cell_type == "code"]
     failed.write_text(nbformat.writes(normalise(executed)) + "\n")
     os.replace(failed, out)
+    return cells
 
 
 def normalise(executed: Any) -> Any:
@@ -215,15 +219,18 @@ def main(arguments: list[str] | None = None) -> None:
         out = options.out.resolve() if options.out else ROOT / f"build/executed/{name}.ipynb"
         if out == notebook:
             raise StageError(f"--out {options.out} is the notebook itself")
-        run_notebook(notebook, out, parameters)
+        cells = run_notebook(notebook, out, parameters)
     except StageError as error:
         sys.exit(f"{label} failed: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{label} interrupted")
-    seconds = round(time.monotonic() - start, 1)
+    seconds = time.monotonic() - start
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    record = {"seconds": seconds, "imports": cells[0], "computing": sum(cells[1:])}  # the first cell imports
+    record |= {"cpu": sum(part.ru_utime + part.ru_stime for part in used)}
     times = ROOT / "build/times"
     times.mkdir(parents=True, exist_ok=True)
-    (times / f"{out.stem}.json").write_text(json.dumps({"seconds": seconds}) + "\n")
+    (times / f"{out.stem}.json").write_text(json.dumps({key: round(value, 1) for key, value in record.items()}) + "\n")
     print(f"{label}: {seconds:.0f} s", flush=True)
 
 
