@@ -46,16 +46,12 @@ BENCHMARKS |= {"repro": repro, "growth": training.growth}
 
 def table() -> str:
     """All ratios of the CSVs as Markdown, with what they were measured on."""
-    lines = []
+    parts, shown = [], ["what", "median", "q1", "q3", "rounds", "aim", "met"]
     for path in [FOLDER / f"{name}.csv" for name in BENCHMARKS if name != "repro"]:
-        rows = pd.read_csv(path, keep_default_na=False) if path.is_file() else pd.DataFrame()
-        for i, row in enumerate(rows.itertuples()):
-            if i == 0:
-                lines += [f"\n**{path.stem}** ({row.timed}; {row.machine}; commit {row.commit})\n"]
-                lines += ["| | median | quartiles | rounds | aim | met |", "|---|---|---|---|---|---|"]
-            between = f"{row.q1} – {row.q3}" if row.q1 != "" else ""
-            lines.append(f"| {row.what} | {row.median} | {between} | {row.rounds} | {row.aim} | {row.met} |")
-    return "\n".join(lines) + "\n"
+        rows = pd.read_csv(path, keep_default_na=False)
+        parts.append(f"\n**{path.stem}** ({rows.timed[0]}; {rows.machine[0]}; commit {rows.commit[0]})\n")
+        parts.append(rows[shown].to_markdown(index=False, disable_numparse=True))
+    return "\n".join(parts) + "\n\n"
 
 
 def main() -> None:

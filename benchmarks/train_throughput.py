@@ -30,6 +30,7 @@ from splam.method.schedule import Schedule
 from splam.networks.teacher import Teacher, float32_output, tiny_scheduler
 from splam.profile import compose
 
+KEYS = list(RUNS)  # what is compared with the scripts
 BLOCKS = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
 UNET = {"sample_size": 64, "cross_attention_dim": 768}  # diffusers' and transformers' defaults are 1.5's otherwise
 VAE = {"sample_size": 512, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2} | BLOCKS
@@ -73,8 +74,8 @@ def all_runs(batch_size: int) -> Iterator[tuple[str, Run]]:
     yield from ((f"sd15-night, {name}", run) for name, run in night.runs.items())
 
 
-def measure(run: Run, teacher: Teacher, warm_up: int, steps: int) -> dict[str, str]:
-    """One line: GB at the peak (of the GPU, over all that training allocates), and images per second."""
+def measure(run: Run, teacher: Teacher, steps: int) -> dict[str, str]:
+    """One row: GB at the peak (of the GPU, over all that training allocates), and images per second."""
     training, size = run.training, teacher.vae.config.sample_size
     batch = torch.rand(training.batch_size, 3, size, size) * 2 - 1, [CAPTION] * training.batch_size
     settings = Trajectories(guidance_scales=[8], draws=1, steps=5, batch_size=1, empty_captions=0.1)
@@ -82,8 +83,8 @@ def measure(run: Run, teacher: Teacher, warm_up: int, steps: int) -> dict[str, s
         torch.cuda.reset_peak_memory_stats()
     try:
         job = Distillation(run, teacher, OnlinePaths(endless(batch), run, teacher, settings))
-        for step in range(warm_up + steps):
-            if step <= warm_up:
+        for step in range(steps // 4 + steps):
+            if step <= steps // 4:  # what comes before is not timed
                 start = time.perf_counter()
             job.step(step).item()  # .item() waits for the GPU
         rate = f"{training.batch_size * steps / (time.perf_counter() - start):.1f}"
@@ -101,7 +102,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny-cpu", action="store_true", help="shrunk networks on the CPU: its numbers mean nothing")
     parser.add_argument("--batch-size", type=int, default=12, help="the authors' batch for each GPU")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each cell")
-    parser.add_argument("--warm-up", type=int, default=5)
     parser.add_argument("--out", type=Path, default=FOLDER, help="a folder (%(default)s)")
     options = parser.parse_args(arguments)
     if CPU and not options.tiny_cpu:
@@ -110,31 +110,20 @@ def main(arguments: list[str] | None = None) -> int:
     torch._dynamo.config.disable = options.tiny_cpu  # compiling takes minutes on a CPU
     teacher, rows = random_teacher("cpu" if CPU else "cuda", options.tiny_cpu), []
     for name, run in all_runs(options.batch_size):
-        rows.append({"trained": name} | measure(run, teacher, options.warm_up, options.steps))
+        rows.append({"trained": name} | measure(run, teacher, options.steps))
         print(*rows[-1].values(), sep=" | ", flush=True)
         teacher.unet._compiled_call_impl = None  # the next training compiles it itself
         torch._dynamo.reset()
         gc.collect()
         None if CPU else torch.cuda.empty_cache()
-    text = f"""# Training throughput on a GPU
-
-Stable Diffusion 1.5's networks with random weights, 512-pixel images, bf16 autocast over float32 weights, one process
-on: {"a CPU, with shrunk networks" if CPU else torch.cuda.get_device_name()}; torch {torch.__version__}. A step encodes
-the images, carries them along by the teacher (two UNet calls a solver step: one step at k = 20, five at k = 100 with
-multiple estimation), and updates the student and its average. Peak memory is what torch allocated, in units of 1e9
-bytes. Measured by `make bench-gpu` at {provenance()["commit"]}.
-
-{pd.DataFrame(rows).to_markdown(index=False)}
-"""
+    where = "a CPU, with shrunk networks" if CPU else torch.cuda.get_device_name()
+    about = f"On {where}, torch {torch.__version__}, at {provenance()['commit']}: see benchmarks/README.md."
+    text = f"# Training throughput on a GPU\n\n{about}\n\n{pd.DataFrame(rows).to_markdown(index=False)}\n"
     (options.out / "gpu-throughput.md").write_text(text)
-    settings = [
-        "trajectories.draws=16",
-        "trajectories.batch_size=4",
-        "training.bf16=true",
-        "training.condition_width=256",
-    ]
-    params, rounds = tiny_params(*settings, f"training.batch_size={options.batch_size}"), max(2, options.steps // 2)
-    cells = itertools.product(RUNS, (None, "lora"))
+    draws = ["trajectories.draws=16", "trajectories.batch_size=4", f"training.batch_size={options.batch_size}"]
+    params = tiny_params(*draws, "training.bf16=true", "training.condition_width=256")
+    rounds = max(2, options.steps // 2)
+    cells = itertools.product(KEYS, (None, "lora"))
     rows = [row for key, adapter in cells for row in compare(key, params, teacher, rounds, adapter)]
     write("gpu-step", rows, options.out)
     return 0

@@ -35,7 +35,7 @@ METHODS = {
     ("authors", 100): "splam",
 }
 RUNS = {(s, k): {"method": m, "skip": k, "multiple_estimation": k > 20} for (s, k), m in METHODS.items()}
-ITERATIONS, BATCH, ROUNDS = 20, 8, 5  # of the sweep, and of growth
+ITERATIONS, BATCH, ROUNDS = 20, 8, 3  # of the sweep, and of growth
 
 
 def a_run(params: Params, changes: Row) -> Run:
@@ -249,7 +249,7 @@ def worker(rank: int, results: Any) -> None:
 def growth() -> None:
     """Write growth.csv, growth-points.csv and growth.png."""
     torch.manual_seed(0)
-    teacher, draws = bench.tiny_teacher(), ["trajectories.draws=32", "trajectories.batch_size=32"]
+    teacher, draws = bench.tiny_teacher(), ["trajectories.draws=16", "trajectories.batch_size=16"]
     params = bench.tiny_params(*draws, f"training.batch_size={BATCH}")
     cache, paths = random_cache(params, teacher), {}
     for k in (20, 40, 60, 80, 100):
@@ -261,8 +261,8 @@ def growth() -> None:
             job.step(0), job.step(1)
 
     fresh = {k: partial(Distillation(path.run, teacher, path).step, 0) for k, path in paths.items()}
-    batches = {n: partial(on_random_paths(n, 8).step, 0) for n in (4, 8, 16, 32, 64)}
-    sizes = {8 * n: partial(on_random_paths(8, n).step, 0) for n in (4, 8, 16, 32)}
+    batches = {n: partial(on_random_paths(n, 8).step, 0) for n in (4, 8, 16, 32)}
+    sizes = {8 * n: partial(on_random_paths(8, n).step, 0) for n in (4, 8, 16)}
     several = {n: partial(runs, n) for n in (1, 2, 4)}
     found = [
         points("k", fresh, lambda k, first: first + (k / 20 - 1) * statistics.median(paths[20].seconds)),
