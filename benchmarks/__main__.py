@@ -58,7 +58,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="default: all")
-    for name in parser.parse_args().names or BENCHMARKS:
+    names = parser.parse_args().names
+    provenance()  # of the code that was there at the start
+    for name in names or BENCHMARKS:
         print(f"\n{name}", flush=True)
         BENCHMARKS[name]()
     before, rest = (FOLDER / "README.md").read_text().split(START)
