@@ -38,6 +38,13 @@ def interval(values: Sequence[float], level: float) -> tuple[float, float]:
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
+def number(unit: str, estimate: float, low: float = math.nan, high: float = math.nan) -> str:
+    """'0.934 [0.901, 0.968]': a ratio rather than its logarithm, with its interval if there is one."""
+    ratio, values = unit.startswith("ln ratio"), (estimate, low, high)
+    shown = [f"{math.exp(value):.3f}" if ratio else f"{value:+.3g}" for value in values]
+    return shown[0] if math.isnan(low) else "{} [{}, {}]".format(*shown)
+
+
 def ln_ratio(a: pd.Series, b: pd.Series) -> tuple[float, ...]:
     """ln(a / b) for each seed that both have (index: seed)."""
     return tuple(np.log(a / b).dropna())
@@ -91,16 +98,12 @@ class Part:
         return max(self.accept[0] - self.estimate, self.estimate - self.accept[1])
 
     def __str__(self) -> str:
-        is_ratio = self.unit.startswith("ln ratio")
-        mean, low, high = (f"{math.exp(v):.3f}" if is_ratio else f"{v:+.3g}" for v in (self.estimate, *self.bounds))
-        spread = f" [{low}, {high}]"
-        if math.isnan(self.bounds[0]):
-            spread = " (as claimed)" if self.excess < 0 else " (not as claimed)"
-        unit = self.unit.removeprefix("ln ") if is_ratio else self.unit
-        return f"{self.label}: {unit} {mean}{'' if self.rule == 'value' else spread}{self.note}"
+        direction = (" (as claimed)" if self.excess < 0 else " (not as claimed)") * math.isnan(self.bounds[0])
+        said = number(self.unit, self.estimate, *(() if self.rule == "value" else self.bounds))
+        return f"{self.label}: {self.unit.removeprefix('ln ')} {said}{direction}{self.note}"
 
     def record(self) -> dict[str, object]:
-        """The part as a row of claims_parts.csv and of the forest picture."""
+        """The part as a row of claims_parts.csv and of the page."""
         numbers = {"estimate": self.estimate, "low": self.bounds[0], "high": self.bounds[1]}
         region = {"accept_low": self.accept[0], "accept_high": self.accept[1], "excess": self.excess}
         seeds = {"values": " ".join(f"{value:.4g}" for value in self.values)}
