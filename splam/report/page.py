@@ -17,12 +17,22 @@ from splam.report import ablations, made, tables
 from splam.report.claims import CLAIMS, judge
 from splam.report.figures import FIGURES, ends, picture, plot, plotted_points, png, sheet
 from splam.report.metrics import QUOTED, UNDISTILLED, Metrics, steps_text, where
-from splam.report.rules import FAILS, HOLDS, MISSING, NOISE, ONE_SEED, REAL, TEACHER, number
+from splam.report.rules import CANNOT_TELL, FAILS, FEW_SEEDS, HOLDS, MISSING, NOISE, REAL, REPORTED, TEACHER, number
 
 FOLDER = Path(__file__).parent
 TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 ALL, SOME, NONE = "as claimed", "partly as claimed", "not as claimed"  # directions of a single seed
-GLYPHS = {HOLDS: "✓", FAILS: "✕", NOISE: "≈", ALL: "✓", SOME: "◐", NONE: "✕", MISSING: "–"}
+GLYPHS = {
+    HOLDS: "✓",
+    FAILS: "✕",
+    NOISE: "≈",
+    CANNOT_TELL: "?",
+    REPORTED: "·",
+    ALL: "✓",
+    SOME: "◐",
+    NONE: "✕",
+    MISSING: "–",
+}
 SHARE = {"better": HOLDS, "worse": FAILS}  # what ablations call their verdicts
 
 
@@ -135,13 +145,13 @@ def write_page(report: Report, folder: Path, drawn: dict[str, dict[str, Any]]) -
 
 
 def marks(verdicts: pd.DataFrame, parts: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
-    """Each claim's verdicts with their `state`, a key of GLYPHS: of one seed, how many comparisons go its way."""
+    """Each claim's verdicts with their `state`, a key of GLYPHS: of too few seeds, how many comparisons go its way."""
     found = {name: [] for name in CLAIMS}
     for row in verdicts.to_dict("records"):
         own = where(parts, id=row["id"], variant=row["variant"], fid_of=REAL).dropna(subset=["estimate"])
         agree = (own["excess"] < 0).mean()
         direction = ALL if agree == 1 else NONE if agree == 0 else SOME
-        found[row["id"]].append({**row, "state": direction if row["verdict"] == ONE_SEED else row["verdict"]})
+        found[row["id"]].append({**row, "state": direction if row["verdict"] == FEW_SEEDS else row["verdict"]})
     return found
 
 
@@ -159,7 +169,7 @@ def places(parts: pd.DataFrame) -> list[dict[str, Any]]:
         at = at.fillna({"low": at["estimate"], "high": at["estimate"]})
         for row, where_drawn in zip(rows.to_dict("records"), at.to_dict("records"), strict=True):
             agrees = ALL if row["excess"] < 0 else NONE
-            state = agrees if row["verdict"] == ONE_SEED else SHARE.get(row["verdict"], row["verdict"])
+            state = agrees if row["verdict"] == FEW_SEEDS else SHARE.get(row["verdict"], row["verdict"])
             bounds = (row["low"], row["high"]) if row["low"] < row["high"] else ()
             found.append({**row, "at": where_drawn, "state": state, "text": number(unit, row["estimate"], *bounds)})
     return found
@@ -234,7 +244,7 @@ def summary(report: Report) -> str:
     seen = glance(report).rename(columns=tables.NAMES).round(2).unstack().dropna(axis=1, how="all")
     lines += ["Unseen captions, by the number of steps:", seen.to_string(na_rep="", float_format="{:g}".format)]
     lines += ["", *finding(report), ""]
-    for row in report.verdicts[report.verdicts["verdict"] != ONE_SEED].to_dict("records"):
+    for row in report.verdicts[report.verdicts["verdict"] != FEW_SEEDS].to_dict("records"):
         about = f" ({row['variant']})" if row["variant"] else ""
         lines.append(f"{row['id']:>3}  {row['verdict']:<21} {textwrap.shorten(row['claim'], 88)}{about}")
     return "\n".join(lines)
