@@ -5,7 +5,6 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
-import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -13,7 +12,6 @@ from splam.report.claims import CLAIMS
 from splam.report.figures import FIGURES
 from splam.report.metrics import where
 from splam.report.page import build, finding, glance, notebooks_to_html, summary, write_files, write_page
-from tests.report.synthetic import write_samples
 
 PLOTTED = ["figure2a", "figure2b", "figure2c", "figure3b"]
 
@@ -22,14 +20,6 @@ def named(page: Path, attribute: str, tag: str | bool = True) -> set[str]:
     """The values of an attribute in a page."""
     soup = BeautifulSoup(page.read_text(), "html.parser")
     return {found[attribute] for found in soup.find_all(tag, **{attribute: True})}
-
-
-@pytest.fixture(scope="module")
-def written(report, tmp_path_factory) -> Path:
-    """All of the report, as notebooks/60_report.ipynb writes it."""
-    folder = tmp_path_factory.mktemp("written")
-    write_page(report, folder, write_files(report, folder, write_samples(folder / "build")))
-    return folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
