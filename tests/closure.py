@@ -3,6 +3,7 @@
 import ast
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from splam.config import ROOT
@@ -34,12 +35,18 @@ def source_of(path: Path) -> str:
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
+@cache
+def imports_of(path: Path) -> set[str]:
+    """The modules of the package that a file or notebook imports."""
+    return set(imports(source_of(path)))
+
+
 def closure(path: Path) -> set[str]:
     """All modules of the package that a file or notebook reaches."""
     found: set[str] = set()
     waiting = [path]
     while waiting:
-        new = set(imports(source_of(waiting.pop()))) - found
+        new = imports_of(waiting.pop()) - found
         found |= new
         waiting += [file_of(module) for module in new]
     return found

@@ -71,7 +71,7 @@ def teacher(teacher_folder) -> Teacher:
 def laion_folder(tmp_path_factory) -> Path:
     """Three shards of 24 samples as img2dataset writes them, with a broken image and a missing caption."""
     folder = tmp_path_factory.mktemp("laion")
-    write_laion(folder, 0)
+    write_laion(folder)
     return folder
 
 
@@ -79,5 +79,5 @@ def laion_folder(tmp_path_factory) -> Path:
 def coco_folder(tmp_path_factory) -> Path:
     """COCO's files of val2014 (40 images) and val2017 (20 images), two captions an image."""
     folder = tmp_path_factory.mktemp("coco")
-    write_coco(folder, 0)
+    write_coco(folder)
     return folder

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,11 @@ def small_run(
     facts["adapter"] = adapter or None
     facts |= {"multiple_estimation": True, "input_scaling": "unit_variance", "training": TRAINING | (training or {})}
     return Run(**{**facts, **run})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @dataclass

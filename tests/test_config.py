@@ -72,15 +72,12 @@ def test_a_profile_is_written_and_read_again(tmp_path, monkeypatch, capsys):
     [
         ("training.iteratoins=3", r"training: unknown key 'iteratoins'; did you mean 'iterations'\?"),
         ("runs.lcm-w3-k20.skp=3", r"runs.lcm-w3-k20: unknown key 'skp'; did you mean 'skip'\?"),
-        ("runs.lcm-w3-k20.training.lr=1", "runs.lcm-w3-k20.training: unknown key 'lr'"),
-        ("baselines.ddim.step=[1]", r"baselines.ddim: unknown key 'step'; did you mean 'steps'\?"),
         ("data.train_image=1", r"data.*: unknown key 'train_image'; did you mean 'train_images'\?"),
         ("training.iterations=many", "training.iterations = 'many': .*integer"),
         ("training.loss=l3", "training.loss = 'l3': .*'l2', 'huber' or 'pseudo_huber'"),
         ("training.ema_decay=1", "training.ema_decay = 1: .*less than 1"),
         ("training.loss=null", "training.loss.*: .*[Ff]ield required"),
         ("training.condition_width=7", "training.condition_width = 7: .*multiple of 2"),
-        ("training.gradient_accumulation_steps=0", "gradient_accumulation_steps = 0: .*greater than 0"),
         ("data.kind=coco", "data.*'coco'.*'shapes', 'laion', 'folder'"),
         ("runs.splam-w3-k100-me.skip=50", "splam-w3-k100-me.skip = 50: .*multiple of trajectories.solver_skip"),
         ("runs.splam-w3-k100-me.skip=120", "skip = 120 takes 6 solver steps: trajectories.steps = 5 is too few"),
@@ -88,17 +85,14 @@ def test_a_profile_is_written_and_read_again(tmp_path, monkeypatch, capsys):
         ("runs.lcm-w3-k20.training.gamma_law=[2, 1]", "lcm-w3-k20.*gamma_law .*are splam's; lcm's gamma is 1"),
         ("runs.lcm-w3-k20.training.source=data", "source and latents are set for the whole profile"),
         ("training.source=latents", "training.source = latents, but there is no latents.train"),
-        ("training.source=online", "training.source = 'online': .*'trajectories', 'latents' or 'data'"),
         ("delta.runs=[lcm-w3-k21]", r"delta.runs: no 'lcm-w3-k21'; did you mean 'lcm-w3-k20'\?"),
         ("latency.run=x", "latency: no 'x'; there are: lcm-star-w8-k20, "),
-        ("pictures.gallery=[x]", "pictures: no 'x'"),
         ("pictures.gallery_baselines=[dim]", r"pictures: no 'dim'; did you mean 'ddim'\?"),
         ("evaluation.datasets.x=[seen]", "evaluation.datasets: no 'x'"),
         ("evaluation.datasets.lcm-w3-k20=[new]", "evaluation.datasets.lcm-w3-k20.* = 'new': .*'unseen'"),
         ("evaluation.small_images=61", "small_images are the first of evaluation.images: there are fewer"),
         ("ablations.tuning={reference: lcm-w3-k20, runs: [x]}", "ablations.tuning: no 'x'"),
         ("pipelines.a/b={method: a, source: b, steps: [1], guidance_scale: 1}", "pipelines.a/b.*pattern"),
-        ("teacher.dtype=float16", "teacher.dtype = 'float16': .*'float32' or 'bfloat16'"),
         ("seed", "override 'seed' is not key=value"),
         ("training={", "overrides training={: while parsing a flow node"),
         ("description=${", "overrides description=.*: no viable alternative at input"),
@@ -106,7 +100,6 @@ def test_a_profile_is_written_and_read_again(tmp_path, monkeypatch, capsys):
         ("runs.lcm-w3-k20=3", "runs.lcm-w3-k20 = 3: Input should be a valid dictionary"),
         ("trajectories.guidance_scales=[3, 8.0]", "guidance_scales names files: write 8.0 as 8"),
         ("training.learning_rate=.inf", "training.learning_rate = inf: .*finite"),
-        ("seed=-1", "seed = -1: .*greater than or equal to 0"),
         ("seed=18446744073709551616", "seed = 18446744073709551616: .*less than 4294967296"),
         ("inputs=~/data", "inputs: neither ~ nor file: is read.*: write the path out"),
         ("teacher.source=file:///models/sd", "teacher: source: neither ~ nor file: is read"),
@@ -150,45 +143,14 @@ def test_profiles_that_cannot_be_composed(conf):
         (conf / "tiny.yaml").write_bytes(content.encode("latin-1"))
         with pytest.raises(ParamsError, match=message):
             compose("smoke", conf=conf)
-
-
-def test_params_that_are_not_there(tmp_path):
     with pytest.raises(ParamsError, match="there is no .*params.yaml: compose it by `python -m splam.profile PROFILE`"):
-        load_params(tmp_path / "params.yaml")
-
-
-# The profiles at Stable Diffusion's size: what the paper's tables need of them is there.
+        load_params(conf / "params.yaml")
 
 
 @pytest.mark.parametrize("name", SD)
-def test_a_profile_holds_the_published_hyperparameters(name):
-    params = profile(name)
-    assert (params.trajectories.solver_skip, params.data.resolution, params.evaluation.teacher_steps) == (20, 512, 50)
-    for training in (run.training for run in params.runs.values()):
-        assert (training.learning_rate, training.ema_decay, training.loss) == (8e-6, 0.95, "huber")
-        batch = training.batch_size * training.gradient_accumulation_steps * training.processes
-        assert training.source == "data" and 900 < batch < 1100
-    assert (params.evaluation.features, params.evaluation.images) == ("inception", 30000)
-
-
-def runs_of(params: Params, method: str, w: float, k: int, me: bool) -> list[str]:
-    wanted = (method, w, k, me)
-    return [n for n, r in params.runs.items() if (r.method, r.guidance_scale, r.skip, r.multiple_estimation) == wanted]
-
-
-def test_tables_and_figures_have_their_runs():
-    for name, w in (("sd15-w3", 3), ("sd15-w8", 8)):  # Table 2
-        params = profile(name)
-        assert len(runs_of(params, "splam", w, 100, True)) == 2  # the paper's input, and the scaled one
-        (lcm,) = [name for name in runs_of(params, "lcm", w, 20, False) if not params.runs[name].adapter]
-        assert params.runs[lcm].training.iterations >= 10_000 and params.evaluation.gate.guidance_scale == w
-    params = profile("sd15-w3")  # Figures 2 and 3
-    assert runs_of(params, "splam", 3, 100, False) and runs_of(params, "lcm", 3, 100, False)
-    assert all(runs_of(params, "splam", w, 100, True) for w in (3, 5, 8, 12))
-    params = profile("sd15-night")  # rows of Table 2c, as adapters
-    assert runs_of(params, "splam", 8, 100, True) + runs_of(params, "lcm", 8, 20, False) == ["splam-lora", "lcm-lora"]
-    params = profile("sd21-w8")  # Table 1 measures both sets
-    assert params.evaluation.datasets == {n: ["unseen", "seen"] for n, run in params.runs.items() if not run.adapter}
+def test_the_global_batch_is_the_papers(name):
+    for training in (run.training for run in profile(name).runs.values()):
+        assert 900 < training.batch_size * training.gradient_accumulation_steps * training.processes < 1100
 
 
 @pytest.mark.parametrize("name", ("sd", "sd15-night", *SD))

@@ -42,7 +42,7 @@ def nothing(tmp_path, monkeypatch):
 @pytest.fixture
 def sd(tmp_path) -> Path:
     """A pipeline of Stable Diffusion 1.5's classes that a test may damage."""
-    write_pipeline(tmp_path / "sd", 0)
+    write_pipeline(tmp_path / "sd")
     return tmp_path / "sd"
 
 

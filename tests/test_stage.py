@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -103,15 +102,6 @@ def test_failing_cell_keeps_what_was_done_and_tells_where(notebook, tmp_path):
 def test_no_warning_of_a_library_is_hidden():
     """Of keys of an adapter that fit nowhere, or weights that are missing, diffusers and transformers warn at most."""
     assert not [name for name in stage.KERNEL_ENVIRONMENT if "VERBOSITY" in name]
-
-
-def test_another_checkout_on_pythonpath_does_not_win(notebook, tmp_path):
-    other = tmp_path / "other/splam"
-    shutil.copytree(stage.ROOT / "splam", other, ignore=shutil.ignore_patterns("*.csv", "__pycache__"))
-    path = notebook("import splam.stage\nprint(splam.stage.__file__)")
-    command = [sys.executable, "-m", "splam.stage", str(path), "--out", str(tmp_path / "out.ipynb")]
-    subprocess.run(command, cwd=stage.ROOT, env=os.environ | {"PYTHONPATH": str(other.parent)}, check=True)
-    assert str(stage.ROOT / "splam/stage.py") in (tmp_path / "out.ipynb").read_text()
 
 
 @pytest.mark.parametrize(("victim", "shell"), [("stage", "/bin/sh"), ("dvc", "/bin/sh"), ("group", "/bin/bash")])

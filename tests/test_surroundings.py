@@ -52,8 +52,8 @@ def test_what_would_skip_checks_or_garble_captions_is_refused(variables, error):
 
 def test_another_checkout_is_not_imported_for_this_one(tmp_path):
     shutil.copytree(ROOT / "splam", tmp_path / "splam", ignore=shutil.ignore_patterns("*.csv", "__pycache__"))
-    where = python("import splam; print(splam.__file__)", PYTHONPATH=str(tmp_path))
-    assert where.stdout.strip() == str(ROOT / "splam/__init__.py")
+    code = "from splam import stage; print(stage.__file__, stage.KERNEL_ENVIRONMENT['PYTHONPATH'].split(':')[0])"
+    assert python(code, PYTHONPATH=str(tmp_path)).stdout.split() == [str(ROOT / "splam/stage.py"), str(ROOT)]
     other = python("import splam", PYTHONPATH=str(tmp_path), PYTHONSAFEPATH="1")
     assert f"you are in {ROOT}, but {tmp_path / 'splam'} is imported: set PYTHONPATH={ROOT}" in other.stderr
 

@@ -5,7 +5,6 @@ or worse than its reference where the 95 % t interval of ln(FID / the reference'
 """
 
 import itertools
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +13,10 @@ import pandas as pd
 from splam.config import Params
 from splam.report import tables
 from splam.report.metrics import by_seed, steps_text, where
-from splam.report.rules import BELOW, FAILS, FID_UNIT, HOLDS, REAL, TEACHER, Part, ln_ratio
+from splam.report.rules import BELOW, FAILS, FID_UNIT, HOLDS, REAL, TEACHER, Part, ln_ratio, number
 
 VERDICTS = {HOLDS: "better", FAILS: "worse"}
+FIDS = {REAL: "fid", TEACHER: "fid_teacher"}
 COLUMNS = ("study", "run", "factor", "value", "reference", "reference_value", "steps", "fid_of", "fid", "reference_fid")
 
 
@@ -41,19 +41,13 @@ def records(params: Params, rows: pd.DataFrame, study: str) -> Iterator[dict[str
         sides = [", ".join(map(str, values)) for values in zip(*changed.values(), strict=True)]
         facts = {"study": study, "run": run, "factor": ", ".join(changed), "reference": reference}
         facts |= {"value": sides[0], "reference_value": sides[1]}
-        for steps, fid_of in itertools.product(params.evaluation.steps, (REAL, TEACHER)):
+        for steps, (fid_of, column) in itertools.product(params.evaluation.steps, FIDS.items()):
             found = where(rows, dataset="unseen", final=True, steps=steps)
-            yield {**facts, "steps": steps, "fid_of": fid_of, **against(found, run, reference, fid_of)}
-
-
-def against(rows: pd.DataFrame, run: str, reference: str, fid_of: str) -> dict[str, Any]:
-    """A run against its reference over the seeds that both have: their mean FIDs and a Part's record."""
-    column = "fid" if fid_of == REAL else "fid_teacher"
-    both = [by_seed(where(rows, run=name), column) for name in (run, reference)]
-    means = pd.concat(both, axis=1, join="inner").mean()
-    part = Part(f"{run} / {reference}", FID_UNIT, ln_ratio(*both), BELOW)
-    facts = {"fid": means.iloc[0], "reference_fid": means.iloc[1], **part.record()}
-    return facts | {"verdict": VERDICTS.get(part.verdict, part.verdict)}
+            both = [by_seed(where(found, run=name), column) for name in (run, reference)]
+            ours, theirs = pd.concat(both, axis=1, join="inner").mean()  # over the seeds that both have
+            part = Part(f"{run} / {reference}", FID_UNIT, ln_ratio(*both), BELOW).record()
+            part["verdict"] = VERDICTS.get(part["verdict"], part["verdict"])
+            yield {**facts, "steps": steps, "fid_of": fid_of, "fid": ours, "reference_fid": theirs, **part}
 
 
 def ablation_table(params: Params, evaluations: pd.DataFrame) -> pd.DataFrame:
@@ -69,10 +63,9 @@ def readable(study: pd.DataFrame) -> pd.DataFrame:
         rows = group.to_dict("records")
         line = {key.replace("_", " "): rows[0][key] for key in ("factor", "value", "reference_value", "seeds")}
         for row in rows:
-            ratio, low, high = (f"{math.exp(row[key]):.3f}" for key in ("estimate", "low", "high"))
-            numbers = {"nan": ""}.get(ratio, f"{ratio}, ") if low == "nan" else f"{ratio} [{low}, {high}], "
+            said = [number(FID_UNIT, row["estimate"], row["low"], row["high"])] if row["seeds"] else []
             name = f"FID to {row['fid_of']}, {steps_text(row['steps'])}"
-            line |= {name: tables.written("fid", row["fid"]), f"ratio of {name}": numbers + row["verdict"]}
+            line |= {name: tables.written("fid", row["fid"]), f"ratio of {name}": ", ".join([*said, row["verdict"]])}
         shown.append(line)
     return pd.DataFrame(shown)
 

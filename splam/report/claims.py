@@ -13,8 +13,8 @@ import pandas as pd
 from scipy import stats
 
 from splam.report import rules
-from splam.report.metrics import Metrics, expand, over, steps_text, variants, where
-from splam.report.rules import ABOVE, BELOW, FID_UNIT, REAL, TEACHER, Part, ln_ratio, short, system
+from splam.report.metrics import UNDISTILLED, Metrics, expand, over, steps_text, variants, where
+from splam.report.rules import ABOVE, BELOW, CANNOT_TELL, FID_UNIT, REAL, TEACHER, Part, ln_ratio, short, system
 
 CLAIMS: dict[str, dict[str, Any]] = rules.CONTENT["claims"]
 SOLVER_SKIP = 20  # k_phi: at this k multiple estimation is one DDIM step, the same as none
@@ -36,7 +36,7 @@ def slopes(fids: pd.DataFrame, x: Callable[[np.ndarray], np.ndarray]) -> pd.Seri
     """Least-squares slope of ln FID on x(columns), for each seed that has two points (index: seed)."""
     rows = {seed: row.dropna() for seed, row in fids.iterrows()}
     fits = {s: np.polyfit(x(row.index.to_numpy(float)), np.log(row), 1)[0] for s, row in rows.items() if len(row) > 1}
-    return pd.Series(fits, dtype=float)
+    return pd.Series(fits, dtype=float).round(9)  # a flat line's slope is 0, not rounding
 
 
 def slopes_over_k(metrics: Metrics, variant: str) -> list[Part]:
@@ -56,37 +56,58 @@ def curve(metrics: Metrics, name: str, variant: str) -> pd.DataFrame:
     return over(where(rows, steps=rows["steps"].max()), "iteration")
 
 
+def untrained(metrics: Metrics, like: pd.DataFrame) -> pd.DataFrame:
+    """The curve of the undistilled network, which is flat: the control of claims about training."""
+    start = over(where(metrics.rows, dataset="unseen-curve", method=UNDISTILLED, guidance_scale=3), "iteration")
+    flat = start.reindex(columns=[0.0]).to_numpy() + np.zeros((1, len(like.columns)))
+    return pd.DataFrame(flat, start.index, like.columns)
+
+
 def overtaken(metrics: Metrics, variant: str) -> Iterator[Part]:
     """C12: at the first and the last iteration at which both were evaluated."""
     ours, lcm = (curve(metrics, name, variant) for name in ("splam-3", "lcm-3"))
+    control = untrained(metrics, lcm)
     common = sorted(set(ours.columns) & set(lcm.columns))
     ends = (common[0], common[-1]) if len(common) > 1 else (None, None)
     for name, at, accept in zip(("first", "last"), ends, (ABOVE, BELOW), strict=True):
         values = () if at is None else ln_ratio(ours[at], lcm[at])
         note = "" if at is None else f" ({at:g} iterations)"
-        yield Part(f"SPLAM / LCM at the {name} evaluation", FID_UNIT, values, accept, note=note)
+        part = Part(f"SPLAM / LCM at the {name} evaluation", FID_UNIT, values, accept, note=note)
+        yield part.told(**{UNDISTILLED: () if at is None else ln_ratio(control[at], lcm[at])})
 
 
 def reach(fids: pd.DataFrame, goals: pd.Series) -> pd.Series:
-    """First iteration of each seed whose FID is at most its goal, or else the last one."""
+    """The iteration at which each seed's FID comes down to its goal, interpolated, or else the last one."""
     found = {}
     for seed, row in fids[fids.index.isin(goals.index)].iterrows():
         row = row.dropna()
-        found[seed] = next((at for at, fid in row.items() if fid <= goals[seed]), row.index[-1])
+        at, values = row.index.to_numpy(float), row.to_numpy()
+        first = int(np.argmax(values <= goals[seed]))
+        if values[first] > goals[seed]:
+            found[seed] = at[-1]
+        else:
+            span = slice(max(first - 1, 0), first + 1)
+            found[seed] = np.interp(goals[seed], values[span][::-1], at[span][::-1])
     return pd.Series(found, dtype=float)
 
 
 def convergence(metrics: Metrics, variant: str) -> Iterator[Part]:
     """C13: iterations of SPLAM k = 100 + ME over those of the others; a run that never gets there is censored."""
-    curves = {name: curve(metrics, name, variant) for name in ("splam-3-k100-me", "splam-3", "lcm-3")}
+    names = ("splam-3-k100-me", "splam-3", "lcm-3", "lcm-3-k100-me")
+    curves = {name: curve(metrics, name, variant) for name in names}
+    few = "curves of at least 12 points" * (min(len(curves[name].columns) for name in names[:3]) < 12)
+    control = untrained(metrics, curves["splam-3-k100-me"])
     goals = 1.05 * curves["lcm-3"].min(axis=1)
     censored = {n: int((fids.min(axis=1) > goals.reindex(fids.index)).sum()) for n, fids in curves.items()}
     (first, ours), *others = ((name, reach(fids, goals)) for name, fids in curves.items())
     for name, slow in others:
         late = censored[first], censored[name]
         note = " ({} and {} censored)".format(*late) if any(late) else ""
-        label = f"SPLAM k = 100 + ME / {short(system(name, ''))}"
-        yield Part(label, "ln ratio of iterations", ln_ratio(ours, slow), BELOW, note=note)
+        label, judged = f"SPLAM k = 100 + ME / {short(system(name, ''))}", name != "lcm-3-k100-me"
+        facts = {"note": note, "missing": few, "judged": judged}
+        if judged or len(slow):
+            part = Part(label, "ln ratio of iterations", ln_ratio(ours, slow), BELOW, **facts)
+            yield part.told(**{UNDISTILLED: ln_ratio(reach(control, goals), slow)})
 
 
 def neighbours(metrics: Metrics, variant: str) -> Iterator[Part]:
@@ -96,11 +117,13 @@ def neighbours(metrics: Metrics, variant: str) -> Iterator[Part]:
     scale = min(set(ours["guidance_scale"]) & set(lcm["guidance_scale"]), default=None)
     for name, at in (("summed over t", {}), ("at t = 799", {"t": 799})):
         chosen = [where(side, guidance_scale=scale, **at) for side in (ours, lcm)]
+        chosen.append(where(rows, method=UNDISTILLED, **at))
         sums = [side.groupby("seed")[["delta_rms", "x0_error_rms"]].sum() for side in chosen]
         values, errors = (ln_ratio(sums[0][column], sums[1][column]) for column in sums[0])
         ratio = f"x0 error ratio {math.exp(np.mean(errors)):.3f}" if values else ""
         note = f" ({ratio}; the paper: about 0.9 at t = 800)"
-        yield Part(f"delta {name}", "ln ratio of delta", values, BELOW, note=note)
+        part = Part(f"delta {name}", "ln ratio of delta", values, BELOW, note=note)
+        yield part.told(**{UNDISTILLED: ln_ratio(sums[2]["delta_rms"], sums[1]["delta_rms"])})
 
 
 def guidance_trend(metrics: Metrics, variant: str) -> Iterator[Part]:
@@ -113,7 +136,15 @@ def guidance_trend(metrics: Metrics, variant: str) -> Iterator[Part]:
         found = (row.dropna() for _, row in over(rows, "guidance_scale", column).iterrows())
         enough = [row for row in found if {3, 12} <= set(row.index) and len(row) > 2]
         rho = tuple(float(stats.spearmanr(row.index, row).statistic) for row in enough)
-        yield Part(f"rho of w and {name}", "Spearman's rho", rho, ABOVE, rule="range")
+        sides = [[exact_p(row, side) for row in enough] for side in ("greater", "less")] if enough else ()
+        p = tuple(float(stats.combine_pvalues(values, "fisher").pvalue) for values in sides) or None
+        yield Part(f"rho of w and {name}", "Spearman's rho", rho, ABOVE, p=p)
+
+
+def exact_p(row: pd.Series, side: str) -> float:
+    """Of the rank correlation of values with their index, over all permutations."""
+    ranks, every = (stats.rankdata(row.index), stats.rankdata(row)), stats.PermutationMethod(n_resamples=math.inf)
+    return float(stats.pearsonr(*ranks, alternative=side, method=every).pvalue)
 
 
 def late_slopes(metrics: Metrics, variant: str) -> Iterator[Part]:
@@ -159,5 +190,7 @@ def _verdict(parts: list[Part], again: list[Part]) -> dict[str, object]:
     seeds = [len(part.values) for part in parts if part.values and part.rule != "value"]
     found = {"measured": rules.describe(parts), **rules.decisive(parts).record()}
     found |= {"seeds": min(seeds, default=None), "verdict": rules.combine(parts)}
+    judged = [part for part in parts if part.judged]
+    found |= {"parts": len(judged), "can_tell": sum(part.verdict != CANNOT_TELL for part in judged)}
     found |= {"to_teacher_verdict": rules.combine(again) if again else ""}
     return found | {"to_teacher_measured": rules.describe(again) if again else ""}

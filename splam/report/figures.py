@@ -1,4 +1,4 @@
-"""Plotted figures (2a, 2b, 2c, 3b; figures.yaml), grids of images (3a, 4, 5), and a picture of all comparisons."""
+"""Plotted figures (2a, 2b, 2c, 3b; figures.yaml), and grids of images (3a, 4, 5, and one over all systems)."""
 
 import io
 import math
@@ -180,12 +180,8 @@ def sheet(path: Path, largest: int = 160) -> tuple[bytes, dict[str, Any]]:
         if not name.startswith("Teacher")
     ]
     ours = f"root mean square difference from the teacher's images, pixels in [0, 1]: {'; '.join(far)}." if far else ""
-    return buffer.getvalue(), {
-        "columns": columns.tolist(),
-        "prompts": prompts.tolist(),
-        "shape": (width, height),
-        "ours": ours,
-    }
+    facts = {"columns": columns.tolist(), "prompts": prompts.tolist(), "shape": (width, height), "ours": ours}
+    return buffer.getvalue(), facts
 
 
 def ends(name: str, points: pd.DataFrame) -> str:

@@ -4,10 +4,10 @@ import json
 import os
 import platform
 import subprocess
-from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import networkx as nx
 import torch
 from dvc.repo import Repo
 
@@ -27,36 +27,32 @@ def machine() -> str:
     return f"{', '.join([kind, f'{os.cpu_count()} cores', *gpu])}; torch {torch.__version__}"
 
 
-def stages(times: Path) -> list[dict[str, object]]:
+def stages() -> list[dict[str, object]]:
     """The stages in an order in which they can run; those of one `foreach` are one.
 
     Each has its name, what it does, the number of runs, their seconds (None if one is unknown), and `after`: the places
-    in the list of what it waits for, without what these wait for themselves. times: a folder of splam.stage's records.
+    in the list of what it waits for, without what these wait for themselves.
     """
     with Repo(str(ROOT)) as repo:
-        graph = repo.index.graph
-    members, before = defaultdict(list), defaultdict(set)
-    for stage in graph:
-        if ":" not in stage.addressing:  # else of another pipeline
-            name = stage.addressing.partition("@")[0]
-            members[name].append(stage)
-            before[name] |= {other.addressing.partition("@")[0] for other in graph.successors(stage)} - {name}
-    order = [*TopologicalSorter({name: sorted(before[name]) for name in sorted(before)}).static_order()]
-    earlier: dict[str, set[str]] = {}
+        whole = repo.index.graph
+    ours = [stage for stage in whole if ":" not in stage.addressing]  # not of another pipeline
+    names = {stage: stage.addressing.partition("@")[0] for stage in ours}
+    pairs = ((names[stage], names[other]) for stage, other in whole.subgraph(ours).edges)
+    graph = nx.DiGraph(pair for pair in pairs if pair[0] != pair[1])
+    order = [*TopologicalSorter({name: sorted(graph[name]) for name in sorted(graph)}).static_order()]
+    nearest, found = nx.transitive_reduction(graph), []
     for name in order:
-        earlier[name] = before[name].union(*(earlier[other] for other in before[name]))
-    found = []
-    for name in order:
-        nearest = before[name].difference(*(earlier[other] for other in before[name]))
-        facts = {"name": name, "text": members[name][0].desc or "", "runs": len(members[name])}
-        found.append({**facts, "seconds": _seconds(members[name], times), "after": [order.index(n) for n in nearest]})
+        members = [stage for stage, own in names.items() if own == name]
+        facts = {"name": name, "text": members[0].desc or "", "runs": len(members)}
+        facts |= {"seconds": _seconds(members), "after": sorted(map(order.index, nearest[name]))}
+        found.append(facts)
     return found
 
 
-def _seconds(stages: list, times: Path) -> float | None:
-    """What the notebooks of some stages took together."""
+def _seconds(stages: list) -> float | None:
+    """What the notebooks of some stages took together, by splam.stage's records."""
     notebooks = [Path(out.def_path).stem for stage in stages for out in stage.outs if "executed" in out.def_path]
-    files = [times / f"{notebook}.json" for notebook in notebooks]
+    files = [ROOT / f"build/times/{notebook}.json" for notebook in notebooks]
     if not files or not all(file.is_file() for file in files):
         return None
     return sum(json.loads(file.read_text())["seconds"] for file in files)

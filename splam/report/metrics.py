@@ -45,11 +45,15 @@ class Metrics:
 def load_metrics(folder: Path) -> Metrics:
     """Read a folder of metrics. Raises ValueError if rows of one dataset cannot be compared."""
 
-    def read(pattern: str) -> pd.DataFrame:  # a hash is a text even where it has digits alone
-        return _frame([pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str)) for path in sorted(folder.glob(pattern))])
+    def read(*patterns: str) -> pd.DataFrame:  # a hash is a text even where it has digits alone
+        paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
+        return _frame([pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str)) for path in paths])
 
-    evaluations, floors, delta = read("evaluate/*.csv"), read("floors.csv"), read("delta.csv")
-    check_comparable(pd.concat([evaluations, floors]))
+    evaluations, delta = read("evaluate/*.csv", "floors.csv"), read("delta.csv", "delta/*.csv")
+    evaluations = evaluations.fillna({"seed": evaluations["seed"].min()})  # of floors, for which nothing is drawn
+    check_comparable(evaluations)
+    floors = where(evaluations, system="floors")
+    evaluations = evaluations.drop(floors.index)
     world = _frame([pd.DataFrame(json.loads(path.read_text())["rows"]) for path in folder.glob("world.json")])
     evaluations = with_gap_closed(evaluations)
     rows, delta = where(evaluations, ablation=False), where(delta, ablation=False)
@@ -69,7 +73,7 @@ def with_gap_closed(rows: pd.DataFrame) -> pd.DataFrame:
     (undistilled - it) / (undistilled - floor), by the FID to the teacher's images of the same w and noise: the
     undistilled network is drawn from in as many steps, the floor is the teacher's own second draw. Not clipped.
     """
-    keys = ["dataset", "guidance_scale"]
+    keys = ["dataset", "guidance_scale", "seed"]
     starts = where(rows, method=UNDISTILLED).groupby([*keys, "steps"])["fid_teacher"].mean().rename("start")
     floors = where(rows, method=SECOND_DRAW).groupby(keys)["fid_teacher"].mean().rename("floor")
     both = rows[[*keys, "steps"]].merge(starts.reset_index(), "left").merge(floors.reset_index(), "left")
@@ -78,9 +82,9 @@ def with_gap_closed(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_comparable(rows: pd.DataFrame) -> None:
-    """Raises ValueError where rows of one dataset differ in their metric, references or captions."""
+    """Raises ValueError where rows of one dataset and seed differ in their metric, references or captions."""
     for column in COMPARABLE:
-        for dataset, known in rows[rows[column] != ""].groupby("dataset"):
+        for (dataset, _), known in rows[rows[column] != ""].groupby(["dataset", "seed"]):
             found = known.groupby(column)["system"].first().to_dict()
             if len(found) > 1:
                 raise ValueError(

@@ -7,20 +7,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from splam.config import ROOT, Gate, Params
+from splam.config import Gate, Params
 from splam.report import ablations, made, tables
 from splam.report.claims import CLAIMS, judge
 from splam.report.figures import FIGURES, ends, picture, plot, plotted_points, png, sheet
-from splam.report.marks import GLYPHS, marks, places
 from splam.report.metrics import QUOTED, UNDISTILLED, Metrics, steps_text, where
-from splam.report.rules import ONE_SEED, REAL, TEACHER
+from splam.report.rules import CANNOT_TELL, FAILS, FEW_SEEDS, HOLDS, MISSING, NOISE, REAL, REPORTED, TEACHER, number
 
 FOLDER = Path(__file__).parent
 TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+ALL, SOME, NONE = "as claimed", "partly as claimed", "not as claimed"  # directions of a single seed
+GLYPHS = {
+    HOLDS: "✓",
+    FAILS: "✕",
+    NOISE: "≈",
+    CANNOT_TELL: "?",
+    REPORTED: "·",
+    ALL: "✓",
+    SOME: "◐",
+    NONE: "✕",
+    MISSING: "–",
+}
+SHARE = {"better": HOLDS, "worse": FAILS}  # what ablations call their verdicts
 
 
 @dataclass(frozen=True)
@@ -104,18 +117,15 @@ def write_files(report: Report, folder: Path, samples: Path) -> dict[str, dict[s
     return drawn
 
 
-def write_page(
-    report: Report, folder: Path, drawn: dict[str, dict[str, Any]], times: Path = ROOT / "build/times"
-) -> Path:
-    """Write index.html beside what write_files wrote and returned; returns its path. times: splam.stage's records."""
+def write_page(report: Report, folder: Path, drawn: dict[str, dict[str, Any]]) -> Path:
+    """Write index.html beside what write_files wrote and returned; returns its path."""
     quoted = report.metrics.evaluations.groupby("dataset")[list(QUOTED)]
-    found = {(row["id"], row["variant"]): row for row in marks(report.verdicts, report.parts)}
     page = TEMPLATES.get_template("report.html.j2").render(
         report=report,
         finding=finding(report),
         drawn=drawn,
         claims=CLAIMS,
-        marks={name: [row for key, row in found.items() if key[0] == name] for name in CLAIMS},
+        marks=marks(report.verdicts, report.parts),
         glyphs=GLYPHS,
         places=places,
         figures=FIGURES,
@@ -127,11 +137,42 @@ def write_page(
         teacher=TEACHER,
         commit=made.commit(),
         machine=made.machine(),
-        stages=made.stages(times),
+        stages=made.stages(),
         parameters=yaml.safe_dump(report.params.model_dump(mode="json"), sort_keys=False, default_flow_style=None),
     )
     (folder / "index.html").write_text(page)
     return folder / "index.html"
+
+
+def marks(verdicts: pd.DataFrame, parts: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """Each claim's verdicts with their `state`, a key of GLYPHS: of too few seeds, how many comparisons go its way."""
+    found = {name: [] for name in CLAIMS}
+    for row in verdicts.to_dict("records"):
+        own = where(parts, id=row["id"], variant=row["variant"], fid_of=REAL).dropna(subset=["estimate"])
+        agree = (own["excess"] < 0).mean()
+        direction = ALL if agree == 1 else NONE if agree == 0 else SOME
+        found[row["id"]].append({**row, "state": direction if row["verdict"] == FEW_SEEDS else row["verdict"]})
+    return found
+
+
+def places(parts: pd.DataFrame) -> list[dict[str, Any]]:
+    """Measured parts with their text, their state, and where on a scale from 0 to 100 their numbers and 0 lie.
+
+    Parts of one unit share a scale. `at`: of estimate, low, high, accept_low, accept_high and zero.
+    """
+    columns, found = ["estimate", "low", "high", "accept_low", "accept_high"], []
+    for unit, rows in parts[parts["estimate"].notna()].groupby("unit", sort=False):
+        numbers = rows[columns].astype(float).assign(zero=0.0)
+        known = numbers.to_numpy()[np.isfinite(numbers.to_numpy())]
+        start, width = known.min() - 0.1 * (np.ptp(known) or 1.0), 1.2 * (np.ptp(known) or 1.0)
+        at = ((numbers - start) / width * 100).clip(0, 100).round(1)
+        at = at.fillna({"low": at["estimate"], "high": at["estimate"]})
+        for row, where_drawn in zip(rows.to_dict("records"), at.to_dict("records"), strict=True):
+            agrees = ALL if row["excess"] < 0 else NONE
+            state = agrees if row["verdict"] == FEW_SEEDS else SHARE.get(row["verdict"], row["verdict"])
+            bounds = (row["low"], row["high"]) if row["low"] < row["high"] else ()
+            found.append({**row, "at": where_drawn, "state": state, "text": number(unit, row["estimate"], *bounds)})
+    return found
 
 
 def notebooks_to_html(executed: Path, out: Path) -> None:
@@ -203,7 +244,7 @@ def summary(report: Report) -> str:
     seen = glance(report).rename(columns=tables.NAMES).round(2).unstack().dropna(axis=1, how="all")
     lines += ["Unseen captions, by the number of steps:", seen.to_string(na_rep="", float_format="{:g}".format)]
     lines += ["", *finding(report), ""]
-    for row in report.verdicts[report.verdicts["verdict"] != ONE_SEED].to_dict("records"):
+    for row in report.verdicts[report.verdicts["verdict"] != FEW_SEEDS].to_dict("records"):
         about = f" ({row['variant']})" if row["variant"] else ""
         lines.append(f"{row['id']:>3}  {row['verdict']:<21} {textwrap.shorten(row['claim'], 88)}{about}")
     return "\n".join(lines)

@@ -1,12 +1,13 @@
 """How a claim is judged: a number for each seed, its interval, and the region that the claim says it lies in.
 
 A part holds if its interval over seeds lies inside the region, does not hold if it lies wholly outside, and is within
-noise otherwise; a claim needs each of its parts.
+noise otherwise. What was never distilled is put to the same test (CONTROLS): a part that such a control passes cannot
+tell. A claim needs each of the parts that can, and at least one.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +20,10 @@ from scipy import stats
 from splam.report.metrics import Metrics, by_seed, steps_text, where
 
 HOLDS, FAILS, NOISE = "holds", "does not hold", "within noise"
-ONE_SEED, MISSING = "one seed, not tested", "not measured"
+FEW_SEEDS, MISSING = "fewer than three seeds, not tested", "not measured"
+CANNOT_TELL, REPORTED = "cannot tell", "reported, not judged"
 CONTENT = yaml.safe_load((Path(__file__).parent / "claims.yaml").read_text())
-UNTRAINED = ("DDIM", "DPM-Solver", "DPM-Solver++", "UniPC", "Teacher")  # one evaluation serves every student's seed
+CONTROLS = ("Undistilled", "Undistilled, guided", "Teacher, w = 1")
 SD_CLIP_MARGIN = 0.2
 SD_CLIP_RANGE = 25.0  # assumed range of Stable Diffusion's CLIP score: Table 1's best, 31.5, less its noise, about 6
 BELOW, ABOVE = (-math.inf, 0.0), (0.0, math.inf)
@@ -38,6 +40,13 @@ def interval(values: Sequence[float], level: float) -> tuple[float, float]:
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
+def number(unit: str, estimate: float, low: float = math.nan, high: float = math.nan) -> str:
+    """'0.934 [0.901, 0.968]': a ratio rather than its logarithm, with its interval if there is one."""
+    ratio, values = unit.startswith("ln ratio"), (estimate, low, high)
+    shown = [f"{math.exp(value):.3f}" if ratio else f"{value:+.3g}" for value in values]
+    return shown[0] if math.isnan(low) else "{} [{}, {}]".format(*shown)
+
+
 def ln_ratio(a: pd.Series, b: pd.Series) -> tuple[float, ...]:
     """ln(a / b) for each seed that both have (index: seed)."""
     return tuple(np.log(a / b).dropna())
@@ -47,7 +56,9 @@ def ln_ratio(a: pd.Series, b: pd.Series) -> tuple[float, ...]:
 class Part:
     """One comparison of a claim: a number for each seed, and the open region `accept` that they should lie in.
 
-    rule: "t" takes the t interval over seeds, "range" every seed by itself, "value" the one number as it is.
+    rule: "t" takes the t interval over seeds, "value" the one number as it is. p: where it decides in place of the
+    interval, of the claimed side and of the other. controls: those that pass the same test; judged: whether the claim
+    needs this part.
     """
 
     label: str
@@ -55,7 +66,10 @@ class Part:
     values: tuple[float, ...]
     accept: tuple[float, float]
     level: float = 0.95
-    rule: Literal["t", "range", "value"] = "t"
+    rule: Literal["t", "value"] = "t"
+    p: tuple[float, float] | None = None
+    controls: tuple[str, ...] = ()
+    judged: bool = True
     missing: str = ""
     note: str = ""
 
@@ -69,18 +83,24 @@ class Part:
         """The interval that is compared with `accept`; nan where it cannot be computed."""
         if self.rule == "value" and self.values:
             return self.values[0], self.values[0]
-        if self.rule == "range" and len(self.values) > 1:
+        if self.p is not None and len(self.values) > 1:
             return min(self.values), max(self.values)
         return interval(self.values, self.level)
 
     @property
     def verdict(self) -> str:
-        """HOLDS, FAILS, NOISE, ONE_SEED or MISSING."""
+        """HOLDS, FAILS, NOISE, CANNOT_TELL, FEW_SEEDS, MISSING or REPORTED."""
         if self.missing or not self.values:
             return MISSING
+        if not self.judged:
+            return REPORTED
+        if self.rule == "t" and len(self.values) < 3:
+            return FEW_SEEDS
+        if self.controls:
+            return CANNOT_TELL
         low, high = self.bounds
-        if math.isnan(low):
-            return ONE_SEED
+        if self.p is not None:
+            return HOLDS if self.p[0] < 0.05 else FAILS if self.p[1] < 0.05 else NOISE
         if self.accept[0] < low and high < self.accept[1]:
             return HOLDS
         return FAILS if low > self.accept[1] or high < self.accept[0] else NOISE
@@ -91,27 +111,29 @@ class Part:
         return max(self.accept[0] - self.estimate, self.estimate - self.accept[1])
 
     def __str__(self) -> str:
-        is_ratio = self.unit.startswith("ln ratio")
-        mean, low, high = (f"{math.exp(v):.3f}" if is_ratio else f"{v:+.3g}" for v in (self.estimate, *self.bounds))
-        spread = f" [{low}, {high}]"
-        if math.isnan(self.bounds[0]):
-            spread = " (as claimed)" if self.excess < 0 else " (not as claimed)"
-        unit = self.unit.removeprefix("ln ") if is_ratio else self.unit
-        return f"{self.label}: {unit} {mean}{'' if self.rule == 'value' else spread}{self.note}"
+        direction = (" (as claimed)" if self.excess < 0 else " (not as claimed)") * math.isnan(self.bounds[0])
+        said = number(self.unit, self.estimate, *(() if self.rule == "value" else self.bounds))
+        return f"{self.label}: {self.unit.removeprefix('ln ')} {said}{direction}{self.note}"
 
     def record(self) -> dict[str, object]:
-        """The part as a row of claims_parts.csv and of the forest picture."""
+        """The part as a row of claims_parts.csv and of the page."""
         numbers = {"estimate": self.estimate, "low": self.bounds[0], "high": self.bounds[1]}
         region = {"accept_low": self.accept[0], "accept_high": self.accept[1], "excess": self.excess}
         seeds = {"values": " ".join(f"{value:.4g}" for value in self.values)}
         seeds["seeds"] = len(self.values) if self.rule != "value" else None
-        return {"part": self.label, "unit": self.unit, **numbers, **region, **seeds, "verdict": self.verdict}
+        facts = {"verdict": self.verdict, "controls": "; ".join(self.controls)}
+        return {"part": self.label, "unit": self.unit, **numbers, **region, **seeds, **facts}
+
+    def told(self, **controls: Sequence[float]) -> "Part":
+        """The part with the names of those controls whose values, one for each seed, pass its test."""
+        passed = [name for name, values in controls.items() if replace(self, values=tuple(values)).verdict == HOLDS]
+        return replace(self, controls=tuple(passed))
 
 
 def combine(parts: Sequence[Part]) -> str:
-    """A claim of several parts needs each: one that does not hold settles it, then what is missing or untested."""
+    """A claim needs each part that can tell: one that does not hold settles it, then what is missing or untested."""
     found = {part.verdict for part in parts}
-    return next(v for v in (FAILS, MISSING, ONE_SEED, NOISE, HOLDS) if v in found)
+    return next(v for v in (FAILS, MISSING, FEW_SEEDS, NOISE, HOLDS, CANNOT_TELL, REPORTED) if v in found)
 
 
 def decisive(parts: Sequence[Part]) -> Part:
@@ -152,7 +174,7 @@ def region(metrics: Metrics, entry: dict[str, Any]) -> tuple[float, float]:
     if entry.get("within") != "clip margin":
         margin = math.log(entry.get("within", entry.get("below", 1.0)))
         return (-margin if "within" in entry else -math.inf, margin) if entry["metric"] == "fid" else ABOVE
-    scores = where(metrics.floors, dataset=entry["dataset"]).set_index("method")["clip_score"]
+    scores = where(metrics.floors, dataset=entry["dataset"]).groupby("method")["clip_score"].mean()
     real, shuffled = (scores.get(name, math.nan) for name in ("Real images", "Shuffled captions"))
     share = 1.0 if "ViT-g-14" in metrics.fact("clip_name") else float(real - shuffled) / SD_CLIP_RANGE
     return -SD_CLIP_MARGIN * share, SD_CLIP_MARGIN * share
@@ -183,7 +205,12 @@ def compare(metrics: Metrics, entry: dict[str, Any], variant: str) -> Iterator[P
         text = f"w = {side['guidance_scale']:g}, {steps_text(count)}, {entry['dataset']}"
         lost += [f"no {name} of {short(side)}, {text}"] if found.empty else []
     lost += [f"CLIP score floors of {entry['dataset']}"] if math.isnan(accept[0]) else []
-    if systems[1]["method"] in UNTRAINED and len(b) == 1:
-        b = pd.Series(b.iloc[0], a.index)
-    values = ln_ratio(a, b) if entry["metric"] == "fid" else tuple((a - b).dropna())
-    yield Part(label(entry, systems, steps), unit, values, accept, level, missing="".join(lost[:1]))
+
+    def paired(side: pd.Series) -> tuple[float, ...]:
+        return ln_ratio(side, b) if entry["metric"] == "fid" else tuple((side - b).dropna())
+
+    facts = {"missing": "".join(lost[:1]), "judged": entry.get("judged", True)}
+    part = Part(label(entry, systems, steps), unit, paired(a), accept, level, **facts)
+    w, drawn = systems[0]["guidance_scale"], where(metrics.rows, final=True, dataset=entry["dataset"], steps=steps[0])
+    controls = {name: where(drawn, method=name, guidance_scale=w) for name in CONTROLS}
+    yield part.told(**{name: paired(by_seed(rows, entry["metric"])) for name, rows in controls.items()})

@@ -14,11 +14,16 @@ from splam.data.streams import Stream, image_stream
 from tests.standins.sd import write_tar
 
 
-def encoded(colour: int, kind: str = "PNG", size: tuple[int, int] = (12, 8)) -> bytes:
-    """An image file of one shade of red."""
+def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    """An image file."""
     file = io.BytesIO()
-    Image.new("RGB", size, (colour, 0, 0)).save(file, kind)
+    image.save(file, kind, **options)
     return file.getvalue()
+
+
+def encoded(colour: int, size: tuple[int, int] = (12, 8)) -> bytes:
+    """An image file of one shade of red."""
+    return encode(Image.new("RGB", size, (colour, 0, 0)))
 
 
 def sample(number: int) -> dict[str, bytes]:

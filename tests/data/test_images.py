@@ -1,13 +1,12 @@
 """Pictures of every form as they are meant, and pixels."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from splam.data.images import DataError, SizeError, decode, to_pixels
+from tests.data.conftest import encode
 
 
 def test_pixels_are_channels_first_from_minus_one_to_one():
@@ -16,12 +15,6 @@ def test_pixels_are_channels_first_from_minus_one_to_one():
     pixels = to_pixels(images)
     assert pixels.shape == (1, 3, 2, 3) and pixels.min() == -1
     torch.testing.assert_close(pixels[0, :, 1, 2], torch.tensor([1.0, -1.0, -0.6]))
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def marked(mode: str, colour) -> Image.Image:

@@ -1,8 +1,5 @@
 """Profiles, teachers and trainings small enough to run in seconds."""
 
-import dataclasses
-import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -30,25 +27,6 @@ SMALL = [
 def profile(*overrides: str, name: str = "smoke") -> Params:
     """A profile made smaller still."""
     return parse(compose(name, [*SMALL, *overrides]), name)
-
-
-def small_teacher(source: Path, folder: Path, dropout: float) -> Path:
-    """The teacher of another folder, with dropout in its UNet."""
-    folder.mkdir(parents=True)
-    for part in source.iterdir():
-        (folder / part.name).symlink_to(part)
-    (folder / "unet").unlink()
-    shutil.copytree(source / "unet", folder / "unet")
-    config = folder / "unet/config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dropout": dropout}))
-    return folder
-
-
-def predicting(teacher: Teacher, prediction_type: str) -> Teacher:
-    """The teacher, its outputs read as something else."""
-    return dataclasses.replace(
-        teacher, scheduler_config=teacher.scheduler_config | {"prediction_type": prediction_type}
-    )
 
 
 def cached_run(method: str = "splam", training: dict | None = None, **run) -> Run:

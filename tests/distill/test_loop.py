@@ -11,14 +11,9 @@ from splam.config import ParamsError
 from splam.distill.loop import Distillation, learning_rate, open_distillation, set_determinism, train
 from splam.networks.student import load_student
 from tests.distill.builders import RUN, cached, cached_run, online, profile, trained, weights
-from tests.runs import small_run
+from tests.runs import contents, small_run
 
 ALWAYS = {"checkpoint_seconds": 1e-9}  # a checkpoint after every iteration
-
-
-def contents(folder) -> dict[str, bytes]:
-    """All files below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def interrupted(job: Distillation, folder, iterations: int) -> None:
@@ -136,6 +131,15 @@ def test_learning_rate_warms_up_and_falls():
 def started(teacher, **training) -> Distillation:
     run = {"training": training}
     return Distillation(small_run(**run), teacher, online(teacher, **run))
+
+
+@pytest.mark.parametrize("how", [{"gradient_checkpointing": True}, {"batch_size": 2, "gradient_accumulation_steps": 2}])
+def test_a_gradient_does_not_depend_on_how_it_is_computed(teacher, how):
+    jobs = started(teacher), started(teacher, **how)
+    losses = [job.gradients(0) for job in jobs]
+    plain, other = ([parameter.grad for parameter, _ in job.trained] for job in jobs)
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(other, plain, rtol=1e-3, atol=2e-5)
 
 
 def test_the_average_moves_after_the_optimizers_step_and_by_one_minus_mu(teacher):

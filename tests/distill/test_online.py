@@ -1,5 +1,6 @@
 """Online sub-paths: cut as one likes, resumed anywhere, and latent consistency distillation by an independent hand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ from diffusers import DDIMScheduler, LCMScheduler
 
 from splam.distill.loop import Distillation
 from splam.distill.paths import Batch
-from tests.distill.builders import online, predicting
+from tests.distill.builders import online
 from tests.runs import SETTINGS, FakeStream, small_run
 
 
@@ -118,7 +119,7 @@ def independent_loss(teacher, batch: Batch, w: float) -> torch.Tensor:
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_gamma_one_is_latent_consistency_distillation(teacher, prediction_type):
     """Guidance, two DDIM steps and the loss, for epsilon and v, against a straightforward reading."""
-    teacher = predicting(teacher, prediction_type)
+    teacher = replace(teacher, scheduler_config=teacher.scheduler_config | {"prediction_type": prediction_type})
     source = online(teacher, method="lcm", training={"loss": "l2"})
     source.starts = source.starts[source.starts > 60]  # LCMScheduler knows no consistency function at time 0
     job = Distillation(small_run("lcm", training={"loss": "l2"}), teacher, source)

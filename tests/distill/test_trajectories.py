@@ -1,19 +1,15 @@
 """The stages that a training reads: the trajectory cache, and latents that are what a training would have encoded."""
 
-import shutil
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from splam.data import testsets
 from splam.data.latents import LatentStore
 from splam.data.streams import image_stream
-from splam.distill import trajectories
 from splam.distill.loop import open_distillation
 from splam.distill.trajectories import build_cache, encode_latents, make_draws
 from tests.data.conftest import laion_settings, surveyed
 from tests.distill.builders import RUN, profile
+from tests.runs import contents
 
 LATENTS = "latents.train={images: 10, batch_size: 4}"
 
@@ -63,37 +59,19 @@ def test_means_are_what_a_training_would_encode(shards, teacher, tmp_path):
     assert len(kept) == 12
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_samples_are_drawn_once_and_a_stopped_stage_draws_the_same(shards, teacher, tmp_path, monkeypatch):
+def test_samples_are_drawn_once_and_a_stopped_stage_draws_the_same(shards, teacher, tmp_path):
     made, data = shards
     params = made()
-    encode_latents(params, teacher, data, tmp_path / "whole")
-    kept = LatentStore(tmp_path / "whole").parts[0][:2].float()
+    encode_latents(params, teacher, data, tmp_path / "out")
+    whole, kept = contents(tmp_path / "out"), LatentStore(tmp_path / "out").parts[0][:2].float()
     pixels, _ = next(image_stream(params.data, data, 4, params.seed).batches())
     mean, std = teacher.encode_distribution(pixels[:2])
     moved = ((kept - mean) / std).abs()
     assert 0.4 < moved.mean() < 1.2 and not torch.equal(kept[0], kept[1])  # of a standard normal: 0.8
-
-    def stopped(*arguments):
-        def batches(start):
-            for number, batch in enumerate(image_stream(*arguments).batches(start)):
-                if number == 2:  # the first tells the shapes
-                    raise KeyboardInterrupt
-                yield batch
-
-        return SimpleNamespace(batches=batches)
-
-    monkeypatch.setattr(trajectories, "image_stream", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        encode_latents(params, teacher, data, tmp_path / "resumed")
-    sizes = [(tmp_path / name / "latents.bin").stat().st_size for name in ("resumed", "whole")]
-    assert 0 < sizes[0] < sizes[1]
-    monkeypatch.undo()
-    encode_latents(params, teacher, data, tmp_path / "resumed")
-    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
+    for name in ("latents.bin", "embeddings.bin"):  # as if it had been stopped in the second of three batches
+        (tmp_path / "out" / name).write_bytes(whole[name][: len(whole[name]) // 2])
+    encode_latents(params, teacher, data, tmp_path / "out")
+    assert contents(tmp_path / "out") == whole
 
 
 def test_latents_of_other_data_are_replaced_and_of_other_test_sets_are_not(shards, teacher, tmp_path):
@@ -106,24 +84,6 @@ def test_latents_of_other_data_are_replaced_and_of_other_test_sets_are_not(shard
         files.write("\n")
     encode_latents(made(), teacher, data, tmp_path / "out")
     assert LatentStore(tmp_path / "out").plan != plan
-
-
-def test_a_folder_of_pictures_is_encoded_and_trained_on(laion_folder, teacher, teacher_folder, tmp_path):
-    for path in laion_folder.glob("*.tar"):
-        shutil.unpack_archive(path, tmp_path / "mine", "tar")
-    facts = ["kind=folder", f"folder={tmp_path}/mine", "shards=null", "coco=null", "resolution=32", "test_images=6"]
-    (tmp_path / "teacher").symlink_to(teacher_folder)
-    paths = {}
-    for source in ("data", "latents"):
-        settings = [f"training.source={source}", "training.latents=mean", "latents.train.dtype=float32", LATENTS]
-        params = profile(*(f"data.{fact}" for fact in facts), *settings, "data.crop=center", name="rehearsal")
-        if source == "data":
-            testsets.build(params.data, tmp_path / "data", params.seed)
-        else:
-            encode_latents(params, teacher, tmp_path / "data", tmp_path / "scratch/latents")
-        paths[source] = open_distillation(params, RUN, tmp_path, tmp_path / "data").source.batch(0, 0, 2).path
-    assert paths["data"].z_t.shape == paths["latents"].z_t.shape == (4, 4, 8, 8)
-    assert testsets.held_out_set(params.data, tmp_path / "data", "unseen", 6).protocol == "folder-held-out"
 
 
 def test_a_training_reads_them_and_knows_others(shards, teacher, teacher_folder, tmp_path):

@@ -1,6 +1,7 @@
 """FID, KID, precision and recall: identities, known answers, and clean-fid's own numbers."""
 
 import urllib.error
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -60,27 +61,14 @@ def test_features_refuse_what_is_no_image(lite0, images):
         lite0(images.astype(np.float32))
 
 
-class _FakeInception(torch.nn.Module):
-    """The interface of clean-fid's TorchScript file; its features are the mean of each channel, padded to 2048."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), _Pad())
-
-    def forward(self, x):
-        return self.layers(x)
-
-
-class _Pad(torch.nn.Module):
-    def forward(self, x):
-        return torch.nn.functional.pad(x.flatten(1), (0, 2045))
-
-
 def test_inception_reads_a_present_file_at_299_pixels(tmp_path, monkeypatch, images):
+    """The file's interface is `layers`; here they give the mean of each channel, padded to 2048."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
-    torch.jit.script(_FakeInception()).save(str(folder / "inception-2015-12-05.pt"))
+    layers = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.ConstantPad1d((0, 2045), 0.0)
+    network = torch.nn.Sequential(OrderedDict(layers=torch.nn.Sequential(*layers)))
+    torch.jit.script(network).save(str(folder / "inception-2015-12-05.pt"))
     features = fid.load_features("inception")(images[:3])
     assert features.shape == (3, 2048)
     # bicubic enlargement keeps the mean but for clipping and the border; clean-fid then takes (x - 128) / 128
@@ -133,23 +121,18 @@ def test_kid_is_clean_fids_where_one_of_its_subsets_is_the_whole_set(rng, monkey
     assert fid.kid(a, b, fid.mean_kernel(a)) == pytest.approx(expected)
 
 
-def _naive_share_within(points: np.ndarray, centres: np.ndarray, k: int) -> float:
-    hits = 0
-    for p in points:
-        for i, c in enumerate(centres):
-            others = [np.linalg.norm(c - o) for j, o in enumerate(centres) if j != i]
-            if np.linalg.norm(p - c) <= sorted(others)[k - 1]:
-                hits += 1
-                break
-    return hits / len(points)
+def share_within(points: np.ndarray, centres: np.ndarray, k: int) -> float:
+    """The share of points in the ball of a centre that reaches to its k-th other."""
+    between, apart = (np.linalg.norm(a[:, None] - centres, axis=2) for a in (centres, points))
+    return (apart <= np.sort(between, axis=1)[:, k]).any(1).mean()
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_precision_recall_agree_with_a_double_loop(rng, monkeypatch, k):
+def test_precision_and_recall_are_the_shares_within_balls(rng, monkeypatch, k):
     monkeypatch.setattr(fid, "ROWS", 7)  # several chunks, the last one short
     monkeypatch.setattr(fid, "NEIGHBOURS", k)
     a, b = rng.normal(size=(40, 3)), 0.8 * rng.normal(size=(30, 3)) + 0.5
     precision, recall = fid.precision_recall(a, b, fid.neighbour_distances(a))
     assert 0 < precision < 1 and 0 < recall < 1
-    assert precision == pytest.approx(_naive_share_within(b, a, k))
-    assert recall == pytest.approx(_naive_share_within(a, b, k))
+    assert precision == pytest.approx(share_within(b, a, k))
+    assert recall == pytest.approx(share_within(a, b, k))

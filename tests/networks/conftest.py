@@ -40,7 +40,7 @@ def changed(folder: Path, copy: Path, file: str, **values) -> Path:
 def sd_folder(tmp_path_factory) -> Path:
     """A pipeline's folder as Stable Diffusion 1.5 has it: CLIP, PNDM, 64-pixel images."""
     folder = tmp_path_factory.mktemp("sd") / "pipeline"
-    write_pipeline(folder, 0)
+    write_pipeline(folder)
     return folder
 
 

@@ -56,9 +56,8 @@ def test_how_the_teacher_is_sampled_changes_no_image_of_a_student(teacher, tmp_p
 
 
 def test_the_noise_schedule_of_a_student_is_its_teachers(teacher, tmp_path):
-    export_pipeline(
-        teacher.unet, changed(teacher.folder, tmp_path / "copy", CONFIG, beta_start=0.001), tmp_path / "out"
-    )
+    copy = changed(teacher.folder, tmp_path / "copy", CONFIG, beta_start=0.001)
+    export_pipeline(teacher.unet, copy, tmp_path / "out")
     written = json.loads((tmp_path / "out" / CONFIG).read_text())
     assert written["beta_start"] == 0.001 and written["prediction_type"] == "v_prediction"
 

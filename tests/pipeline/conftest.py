@@ -49,10 +49,10 @@ for out in json.loads(pathlib.Path("outs.json").read_text())[stage]:
 """
 
 
-# Two runs and a baseline of every profile: each stage takes DVC about a second.
+# Two runs and one baseline of every profile: each stage takes DVC about a second.
 FEW = [
     *(f"runs.{name}=null" for name in ("lcm-star-w8-k20", "splam-w3-k20", "lcm-lora-w3-k20")),
-    *(f"baselines.{name}=null" for name in ("dpmsolverpp", "unipc", "undistilled")),
+    *(f"baselines.{name}=null" for name in {*compose("smoke")["baselines"]} - {"ddim"}),
     *(f"{key}=[lcm-w3-k20]" for key in ("delta.runs", "pictures.guidance_runs", "pictures.gallery")),
     *("trajectories.guidance_scales=[3]", "latency.lora=lcm-w3-k20", "pictures.gallery_baselines=[]"),
     "evaluation.datasets.lcm-star-w8-k20=null",

@@ -63,17 +63,6 @@ def test_the_evidence_declares_the_code_that_it_reaches():
     assert sorted(sum(listed, [])) == sorted(params.runs)
 
 
-def test_what_a_stage_names_of_the_repository_is_there(stages):
-    named = {path for stage in stages.values() for path in paths(stage) if not re.match("build|data$|reports", path)}
-    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
-
-
-def test_parameters_that_a_stage_names_have_a_value(stages):
-    for name, stage in stages.items():
-        for dep in stage.deps:
-            assert not getattr(dep, "params", None) or not set(dep.params) - set(dep.read_params()), name
-
-
 def test_a_stage_names_the_sections_that_its_notebook_reads(stages):
     for name, stage in stages.items():
         if name != "report" and entry(stage).suffix == ".ipynb":

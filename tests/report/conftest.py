@@ -7,8 +7,8 @@ import pytest
 from splam.config import Params, parse
 from splam.profile import compose
 from splam.report.metrics import Metrics, load_metrics
-from splam.report.page import Report, build
-from tests.report.synthetic import write_metrics
+from splam.report.page import Report, build, write_files, write_page
+from tests.report.synthetic import write_metrics, write_samples
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +30,11 @@ def params() -> Params:
 @pytest.fixture(scope="session")
 def report(params, metrics) -> Report:
     return build(params, metrics)
+
+
+@pytest.fixture(scope="session")
+def written(report, tmp_path_factory) -> Path:
+    """All of the report, as notebooks/60_report.ipynb writes it."""
+    folder = tmp_path_factory.mktemp("written")
+    write_page(report, folder, write_files(report, folder, write_samples(folder / "build")))
+    return folder

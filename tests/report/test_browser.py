@@ -5,19 +5,10 @@ import shutil
 
 import pytest
 
-from splam.report.page import write_files, write_page
-from tests.report.synthetic import write_samples
-
 pytestmark = pytest.mark.browser
 WIDE = "[...document.querySelectorAll('table')].filter(e => e.getBoundingClientRect().right > innerWidth + 1).length"
 BROKEN = "[...document.images].filter(image => !image.complete || !image.naturalWidth).length"
 SHOWN = "[...document.querySelectorAll('#table1 th.first[scope=colgroup]:not([hidden])')].length"
-
-
-@pytest.fixture(scope="module")
-def page_path(report, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
-    return write_page(report, folder, write_files(report, folder, write_samples(folder / "samples")))
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +21,14 @@ def chromium():
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_works_offline_at_every_width(page_path, chromium, width, scheme):
+def test_the_page_works_offline_at_every_width(written, chromium, width, scheme):
     page, said, asked = chromium.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme), [], []
     for event in ("console", "pageerror", "requestfailed"):
         page.on(event, lambda what: said.append(str(what)))
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(page_path.as_uri())
-    page.screenshot(path=page_path.parent / f"{width}-{scheme}.png", full_page=True)
-    assert not said and all(url.startswith((page_path.parent.as_uri(), "data:")) for url in asked)
+    page.goto((written / "index.html").as_uri())
+    page.screenshot(path=written / f"{width}-{scheme}.png", full_page=True)
+    assert not said and all(url.startswith((written.as_uri(), "data:")) for url in asked)
     assert any(url.endswith("overview.webp") for url in asked) and page.evaluate(BROKEN) == 0
     assert page.evaluate(WIDE) == 0 and page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(SHOWN) == (1 if width < 600 else 4)

@@ -6,11 +6,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from splam.report import rules
 from splam.report.claims import CLAIMS, judge, parts_of, reach
 from splam.report.metrics import COLUMNS, Metrics, load_metrics, where
-from splam.report.rules import ABOVE, BELOW, FAILS, HOLDS, MISSING, NOISE, ONE_SEED, Part
+from splam.report.rules import ABOVE, BELOW, CANNOT_TELL, FAILS, FEW_SEEDS, HOLDS, MISSING, NOISE, Part
 from tests.report.synthetic import write_metrics
 
 RATIO = "ln ratio of FID"
@@ -48,13 +49,14 @@ def test_t_interval_of_known_numbers():
         ((-0.10, -0.11, -0.12), BELOW, {}, HOLDS),
         ((0.10, 0.11, 0.12), BELOW, {}, FAILS),
         ((-0.10, 0.11, 0.02), BELOW, {}, NOISE),
-        ((-0.10,), BELOW, {}, ONE_SEED),
+        ((-0.10, -0.11), BELOW, {}, FEW_SEEDS),
+        ((-0.10, -0.11, -0.12), BELOW, {"controls": ("Undistilled",)}, CANNOT_TELL),
         ((), BELOW, {}, MISSING),
         ((0.05, 0.06, 0.055), (-0.04, 0.04), {}, FAILS),
         ((0.0, 0.025, 0.05), (-0.08, 0.08), {}, NOISE),
         ((0.0, 0.025, 0.05), (-0.08, 0.08), {"level": 0.90}, HOLDS),  # equivalence: the narrower interval
-        ((0.8, 1.0), ABOVE, {"rule": "range"}, HOLDS),
-        ((-0.2, 1.0), ABOVE, {"rule": "range"}, NOISE),
+        ((0.8, 1.0, 1.0), ABOVE, {"p": (0.01, 0.99)}, HOLDS),
+        ((-0.2, 1.0, 0.1), ABOVE, {"p": (0.2, 0.8)}, NOISE),
         ((0.3,), ABOVE, {"rule": "value"}, HOLDS),
     ],
 )
@@ -63,10 +65,12 @@ def test_a_part_is_judged_by_its_interval(values, accept, how, verdict):
 
 
 def test_a_claim_needs_each_of_its_parts():
-    good, bad = Part("", "", (-0.1, -0.11), BELOW, 0.5), Part("", "", (0.1, 0.11), BELOW, 0.5)
+    good, bad = Part("", "", (-0.1, -0.11, -0.12), BELOW), Part("", "", (0.1, 0.11, 0.12), BELOW)
     untested, missing = Part("", "", (-0.1,), BELOW), Part("", "", (), BELOW, missing="x")
-    assert rules.combine([good, good]) == HOLDS
-    assert rules.combine([good, untested]) == ONE_SEED
+    blind, beside = good.told(Undistilled=(-0.1, -0.2, -0.15)), dataclasses.replace(bad, judged=False)
+    assert rules.combine([good, good, blind, beside]) == HOLDS
+    assert rules.combine([blind, blind]) == CANNOT_TELL
+    assert rules.combine([good, untested]) == FEW_SEEDS
     assert rules.combine([good, missing, untested]) == MISSING
     assert rules.combine([good, missing, bad]) == FAILS
 
@@ -77,8 +81,8 @@ def test_the_ratio_is_the_geometric_mean_over_seeds(empty):
     assert str(part).startswith("SPLAM / LCM (fix w), 4 steps, w = 8, unseen: ratio of FID 0.849 [")
 
 
-def test_one_evaluation_of_the_teacher_serves_every_seed(empty):
-    rows = [runs({"Teacher": [100.0]}, 50, skip=math.nan), runs({"SPLAM": [80.0, 90.0]}, skip=100)]
+def test_a_student_is_compared_with_the_teacher_of_its_own_seed(empty):
+    rows = [runs({"Teacher": [100.0, 50.0]}, 50, skip=math.nan), runs({"SPLAM": [80.0, 45.0, 1.0]}, skip=100)]
     rows[1] = rows[1].assign(multiple_estimation=True)
     part = parts("C8", empty, rows=pd.concat(rows))[1]
     assert part.values == pytest.approx((math.log(0.8), math.log(0.9)))
@@ -105,9 +109,25 @@ def test_all_claims_on_the_world_as_the_paper_has_it(report):
     assert set(found["seeds"].xs("C1")) == {3}
 
 
+def test_no_claim_holds_of_a_network_that_was_never_distilled(metrics):
+    """The undistilled network's rows, entered as SPLAM's: what it passes cannot tell, whatever else it passes."""
+    same = ["dataset", "steps", "guidance_scale", "seed"]
+    start = where(metrics.rows, method="Undistilled").set_index(same)[["fid", "fid_teacher", "clip_score"]]
+
+    def enter(rows: pd.DataFrame) -> pd.DataFrame:
+        ours = rows["method"].eq("SPLAM") & rows["dataset"].isin(["unseen", "unseen-small", "seen"])
+        values = start.reindex(pd.MultiIndex.from_frame(rows.loc[ours, same]))
+        return rows.assign(**{c: rows[c].mask(ours, pd.Series(values[c].to_numpy(), rows.index[ours])) for c in values})
+
+    found = verdicts(metrics, enter).xs("scaled input", level="variant")["verdict"]
+    assert not (found.drop(["C12", "C13", "C14", "C18"]) == HOLDS).any()  # those are about curves and delta
+
+
 def test_with_one_seed_nothing_is_tested_but_directions_are_shown(tmp_path):
-    found = verdicts(load_metrics(write_metrics(tmp_path / "tiny", seeds=1) / "metrics"))
-    tested = found[~found["verdict"].isin([ONE_SEED, MISSING])]
+    metrics = load_metrics(write_metrics(tmp_path / "tiny", seeds=1) / "metrics")
+    found = verdicts(metrics, lambda rows: rows.assign(fid_teacher=math.nan))
+    assert set(found["to_teacher_verdict"]) == {MISSING, ""}
+    tested = found[~found["verdict"].isin([FEW_SEEDS, MISSING])]
     assert set(tested.index.get_level_values("id")) == {"C9"}
     assert "(as claimed)" in found.loc[("C1", "scaled input"), "measured"]
     assert "(not as claimed)" in found.loc[("C1", "raw input"), "measured"]
@@ -150,7 +170,7 @@ def test_c11_reports_k_200_without_judging_it(empty):
 
 def test_c13_counts_iterations_and_censors_at_the_end():
     fids = pd.DataFrame({10: [30.0, 30.0, 9.0], 20: [12.0, 12.0, 9.0], 30: [10.0, np.nan, 9.0]})
-    assert list(reach(fids, pd.Series([10.5, 10.0, 9.0]))) == [30.0, 20.0, 10.0]
+    assert list(reach(fids, pd.Series([10.5, 10.0, 9.0]))) == [27.5, 20.0, 10.0]
 
 
 def test_c14_ignores_runs_trained_at_another_k(metrics):
@@ -160,10 +180,12 @@ def test_c14_ignores_runs_trained_at_another_k(metrics):
 
 
 def test_c15_is_spearmans_rho_of_each_seed(empty):
-    rows = pd.concat(runs({"SPLAM": [100.0 + w, 200.0 - w]}, w=w, clip_score=w) for w in (3, 5, 8, 12))
+    """And of Fisher's method over seeds, of p that are exact: 1 / 4! where all four are in order."""
+    rows = pd.concat(runs({"SPLAM": [100 + w, 200 - w, 90 - w]}, w=w, clip_score=w) for w in (3, 5, 8, 12))
     clip, fid = parts("C15", empty, rows=rows)
-    assert clip.values == pytest.approx((1.0, 1.0)) and fid.values == pytest.approx((1.0, -1.0))
-    assert (clip.verdict, fid.verdict) == (HOLDS, NOISE)
+    assert clip.values == pytest.approx((1, 1, 1)) and fid.values == pytest.approx((1, -1, -1))
+    assert clip.p[0] == pytest.approx(stats.chi2.sf(-2 * 3 * math.log(1 / 24), 6))
+    assert (clip.verdict, fid.verdict) == (HOLDS, FAILS)
 
 
 def test_c9_reports_ratios_and_judges_the_order_alone(metrics):
@@ -180,6 +202,4 @@ def test_claims_about_fids_are_asked_of_the_fid_to_the_teacher_too(metrics, repo
     assert (same["verdict"] == same["to_teacher_verdict"]).all()
     turned = verdicts(metrics, lambda rows: rows.assign(fid_teacher=1e6 / rows["fid_teacher"]))
     assert (turned["verdict"] == found["verdict"]).all()
-    assert turned.loc[("C1", "scaled input"), ["verdict", "to_teacher_verdict"]].tolist() == [HOLDS, FAILS]
-    alone = verdicts(metrics, lambda rows: rows.assign(fid_teacher=math.nan))
-    assert set(alone.loc[told, "to_teacher_verdict"]) == {MISSING}
+    assert turned.loc[("C1", "scaled input"), ["verdict", "to_teacher_verdict"]].tolist() == [HOLDS, CANNOT_TELL]

@@ -6,7 +6,7 @@ import pytest
 from splam.report.metrics import by_seed, check_comparable, load_metrics, over
 from tests.report.synthetic import QUOTE, write_metrics
 
-ROWS = pd.DataFrame({"dataset": "unseen", "system": ["a", "b"], **QUOTE})
+ROWS = pd.DataFrame({"dataset": "unseen", "seed": 0, "system": ["a", "b"], **QUOTE})
 
 
 def test_ablations_are_kept_apart_and_a_hash_stays_a_text(tmp_path):
@@ -27,6 +27,7 @@ def test_rows_of_one_dataset_that_differ_in_kind_are_named(column):
     with pytest.raises(ValueError, match=f"unseen differ in {column}.*'that': 'b'"):
         check_comparable(mixed)
     check_comparable(mixed.assign(dataset=["unseen", "seen"]))
+    check_comparable(mixed.assign(seed=[0, 1]))
     check_comparable(ROWS.assign(**{column: ["this", ""]}))
 
 
