@@ -15,7 +15,7 @@ export PYTHONUTF8 := 1
 unexport PYTHONOPTIMIZE PYTHONSAFEPATH
 
 .NOTPARALLEL:
-.PHONY: help plan repro night switch evidence test lint teacher lock lab bench bench-gpu clean-scratch
+.PHONY: help plan repro night switch evidence test lint teacher lock lab play bench bench-gpu clean-scratch
 help:
 	@echo "make repro [PROFILE=$(PROFILE)]  compose conf/profile/PROFILE.yaml, run the pipeline, write reports/PROFILE"
 	@echo "make plan [PROFILE=$(PROFILE)]   what a profile still needs, before anything is spent"
@@ -23,6 +23,7 @@ help:
 	@echo "make test                 run the tests"
 	@echo "make lint                 check the style of code and notebooks"
 	@echo "make lab                  open the notebooks"
+	@echo "make play                 draw captions of your own, after make repro"
 	@echo "make teacher              train the shipped tiny models again"
 	@echo "make bench                measure speed against what else one would run, in ratios (benchmarks/README.md)"
 	@echo "make bench-gpu            measure training at Stable Diffusion 1.5's size on this machine's GPU"
@@ -96,6 +97,9 @@ lock: $(UV)
 
 lab: $(INSTALLED)
 	jupyter lab
+
+play: $(INSTALLED)
+	@python -m play.app
 
 clean-scratch:
 	rm -rf build/scratch build/ipython

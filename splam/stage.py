@@ -28,7 +28,7 @@ KERNEL_ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),  # this checkout first
     "PYTHONHASHSEED": "0",
     "TOKENIZERS_PARALLELISM": "false",
-    "MPLBACKEND": "agg",
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # as in a notebook that is opened by hand
     "IPYTHONDIR": str(ROOT / "build/ipython"),  # not the user's own start-up files and history
     "PYTHONWARNINGS": "ignore:IProgress not found",  # progress bars are text here, on purpose
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # no warning about frozen modules

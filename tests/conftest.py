@@ -1,6 +1,7 @@
 """Shared fixtures: a schedule in float64, and a world small enough to train in seconds."""
 
 import os
+import shutil
 
 # Before torch is imported, here and in every process that a test starts: the workers of pytest share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -81,3 +82,12 @@ def coco_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("coco")
     write_coco(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Debian's Chromium, headless."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    options = ["--no-sandbox"] if os.getuid() == 0 else []  # Chromium refuses root otherwise
+    with sync_api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=shutil.which("chromium"), args=options)

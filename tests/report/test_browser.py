@@ -1,22 +1,11 @@
 """The page in headless Chromium, as wide as a desk's screen and a telephone's, light and dark, with screenshots."""
 
-import os
-import shutil
-
 import pytest
 
 pytestmark = pytest.mark.browser
 WIDE = "[...document.querySelectorAll('table')].filter(e => e.getBoundingClientRect().right > innerWidth + 1).length"
 BROKEN = "[...document.images].filter(image => !image.complete || !image.naturalWidth).length"
 SHOWN = "[...document.querySelectorAll('#table1 th.first[scope=colgroup]:not([hidden])')].length"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    options = ["--no-sandbox"] if os.getuid() == 0 else []  # Chromium refuses root otherwise
-    with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=shutil.which("chromium"), args=options)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
