@@ -226,7 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"{label} interrupted")
     seconds = time.monotonic() - start
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    record = {"seconds": seconds, "imports": cells[0], "computing": sum(cells[1:])}  # the first cell imports
+    record = {"seconds": seconds, "imports": sum(cells[:1]), "computing": sum(cells[1:])}  # the first cell imports
     record |= {"cpu": sum(part.ru_utime + part.ru_stime for part in used)}
     times = ROOT / "build/times"
     times.mkdir(parents=True, exist_ok=True)

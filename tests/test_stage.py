@@ -82,7 +82,7 @@ def test_two_executions_give_the_same_bytes_and_progress_is_seen(notebook, tmp_p
 def test_the_first_value_that_is_no_path_names_the_output(notebook, tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "ROOT", tmp_path)
     written = []
-    monkeypatch.setattr(stage, "run_notebook", lambda notebook, out, *_: written.append(out.name))
+    monkeypatch.setattr(stage, "run_notebook", lambda notebook, out, *_: written.append(out.name) or [])
     for assignments in (["run=a/b", "scale=7.5"], ["run=lcm", "scale=3"], []):
         stage.main([str(notebook()), *assignments])
     assert written == ["notebook-7.5.ipynb", "notebook-lcm.ipynb", "notebook.ipynb"]
