@@ -45,7 +45,7 @@ repro: $(INSTALLED) $(if $(filter rehearsal%,$(PROFILE)),$(STAND_INS)) $(if $(fi
 JOBS ?= $(if $(filter tiny smoke rehearsal%,$(PROFILE)),2,1)
 at_once = dvc stage list --name-only | grep -E '^($(1))(@|$$)' | xargs -P $(JOBS) -n 1 dvc --wait-for-lock repro -s
 define PARALLEL
-@! dvc repro --dry | grep '^Running stage' > /dev/null || { export OMP_NUM_THREADS=1; dvc repro data.dvc teacher && \
+@! dvc repro --dry 2> /dev/null | grep '^Running stage' > /dev/null || { export OMP_NUM_THREADS=1; dvc repro data.dvc teacher && \
 	$(call at_once,references|trajectories) && $(call at_once,teacher-samples|distill) && \
 	$(call at_once,evaluate|baselines|sample|delta); }
 endef
