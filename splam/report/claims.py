@@ -3,6 +3,7 @@
 Most are lists of comparisons; the functions here test the others. A claim about SPLAM is tested for each variant.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,15 +22,23 @@ SOLVER_SKIP = 20  # k_phi: at this k multiple estimation is one DDIM step, the s
 
 
 def latencies(metrics: Metrics, variant: str) -> Iterator[Part]:
-    """C9: medians in order, the paper's ratios beside them."""
-    medians = metrics.latency.set_index(["method", "steps"])["seconds_median"]
-    teacher = where(metrics.latency, method="Teacher")["seconds_median"]
-    times = {steps_text(n): medians.get(("SPLAM", n), math.nan) for n in (1, 2, 4)}
-    times["teacher"] = teacher.iloc[-1] if len(teacher) else math.nan
-    for fast, slow, paper in zip(times, [*times][1:], (12 / 9, 19 / 12, 259 / 19), strict=False):
-        ratio = math.log(times[slow] / times[fast])
-        facts = {"rule": "value", "note": f" (the paper's {paper:.2f})"}
-        yield Part(f"{slow} / {fast}", "ln ratio of seconds", () if math.isnan(ratio) else (ratio,), ABOVE, **facts)
+    """C9: the UNet's seconds against its calls, of which a guided step has two; whole latencies beside them."""
+    columns, found = ["steps", "guidance_scale", "seconds_median", "unet_seconds_median"], {}
+    for row in where(metrics.latency, method=("SPLAM", "Teacher")).to_dict("records"):
+        name = steps_text(row["steps"]) if row["method"] == "SPLAM" else "teacher"
+        found[name] = [row[column] for column in columns]
+    paper = {"1 step": 0.09, "2 steps": 0.12, "4 steps": 0.19, "teacher": 2.59}  # Table 2
+    for fast, slow in itertools.pairwise(paper):
+        value, note = (), ""
+        if fast in found and slow in found:
+            (few, low, short, brief), (many, high, long, lasting) = found[fast], found[slow]
+            calls = many * (1 + (high > 1)) / (few * (1 + (low > 1)))
+            value = (math.log(lasting / brief / calls),)
+            whole = f"the whole {long / short:.2f}, the paper's {paper[slow] / paper[fast]:.2f}"
+            note = f" ({calls:g} times the calls; {whole})"
+        near = (-math.log(1.1), math.log(1.1))
+        part = Part(f"{slow} / {fast}", "ln ratio of UNet seconds a call", value, near, rule="value", note=note)
+        yield replace(part, values=tuple(v for v in value if not math.isnan(v)))
 
 
 def slopes(fids: pd.DataFrame, x: Callable[[np.ndarray], np.ndarray]) -> pd.Series:
@@ -40,14 +49,16 @@ def slopes(fids: pd.DataFrame, x: Callable[[np.ndarray], np.ndarray]) -> pd.Seri
 
 
 def slopes_over_k(metrics: Metrics, variant: str) -> list[Part]:
-    """C10: at the k that both methods have without multiple estimation."""
+    """C10: at the k that both have without multiple estimation; the undistilled network, in SPLAM's place, is flat."""
     rows = where(metrics.rows, final=True, guidance_scale=3, steps=4, dataset="unseen")
     rows = rows[(rows["skip"] <= SOLVER_SKIP) | rows["multiple_estimation"].isin([False])]
     lcm, ours = where(rows, method="LCM (fix w)"), where(rows, method="SPLAM", variant=variant)
     common = tuple(set(lcm["skip"]) & set(ours["skip"]))
     lcm, ours = (slopes(over(where(found, skip=common), "skip"), np.log) for found in (lcm, ours))
-    found = {"LCM's slope": lcm, "SPLAM's slope": ours, "LCM's slope - SPLAM's": (lcm - ours).dropna()}
-    return [Part(label, "slope of ln FID on ln k", tuple(values), ABOVE) for label, values in found.items()]
+    found = {"LCM's slope": (lcm, 0 * lcm), "SPLAM's slope": (ours, 0 * ours)}
+    found["LCM's slope - SPLAM's"] = (lcm - ours).dropna(), lcm
+    parts = {label: Part(label, "slope of ln FID on ln k", tuple(v), ABOVE) for label, (v, _) in found.items()}
+    return [parts[label].told(**{UNDISTILLED: control}) for label, (_, control) in found.items()]
 
 
 def curve(metrics: Metrics, name: str, variant: str) -> pd.DataFrame:
@@ -148,12 +159,12 @@ def exact_p(row: pd.Series, side: str) -> float:
 
 
 def late_slopes(metrics: Metrics, variant: str) -> Iterator[Part]:
-    """C18: over the last third of training."""
+    """C18: over the last third of training, in which the undistilled network is flat."""
     for label, name, accept in (("LCM's", "lcm-3", ABOVE), ("SPLAM's", "splam-3", BELOW)):
         fids = curve(metrics, name, variant)
         slope = slopes(fids.loc[:, fids.columns >= fids.columns.max() * 2 / 3], lambda iteration: iteration / 1000)
         unit = "slope of ln FID per 1,000 iterations"
-        yield Part(f"{label} slope in the last third", unit, tuple(slope), accept)
+        yield Part(f"{label} slope in the last third", unit, tuple(slope), accept).told(**{UNDISTILLED: 0 * slope})
 
 
 TESTS = (latencies, slopes_over_k, overtaken, convergence, neighbours, guidance_trend, late_slopes)

@@ -19,7 +19,7 @@ TEXTS = ("system", "run", "method", "variant", "dataset", *QUOTED)
 COLUMNS = (
     *(*TEXTS, *MEASURES, "guidance_scale", "skip", "multiple_estimation", "seed", "iteration", "steps", "images"),
     *("final", "ablation", "t", "delta_rms", "delta_rms_se", "delta_l2", "delta_l2_se", "x0_error_rms"),
-    "seconds_median",
+    *("seconds_median", "unet_seconds_median"),
 )
 
 
