@@ -1,12 +1,15 @@
 """A page to play with: what the teacher, LCM and SPLAM draw of a caption, side by side, and how long each takes.
 
-`make play` opens it on what `make repro` has left in build/. It asks no other machine for anything and tells none.
+`make play` opens it on what `make repro` has left in build/, or else on the evidence's students, which are shipped. It
+asks no other machine for anything and tells none.
 """
 
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}  # before gradio is imported
 
@@ -22,22 +25,39 @@ from splam.measure.draw import Draw, baseline_draw, student_draw  # noqa: E402
 from splam.method.sampling import consistency_times, generators, sample_consistency  # noqa: E402
 from splam.method.subpath import predicted_x0  # noqa: E402
 from splam.networks.student import load_unet, published_network  # noqa: E402
-from splam.networks.teacher import Teacher, open_teacher  # noqa: E402
+from splam.networks.teacher import Teacher, assemble_teacher, open_teacher  # noqa: E402
 
 TEACHER = ROOT / "build/teacher"
 STUDENTS = ROOT / "build/runs"  # a folder for each run, with its pipeline in it
+SHIPPED = ROOT / "models/students"  # a UNet for each run of evidence/params.yaml
 METHODS = {"lcm": "LCM", "splam": "SPLAM"}
 GUESSES = consistency_times(4)  # the times of the strip
 SIDE = 256  # pixels: smaller pictures are enlarged, pixel by pixel
 
 
-def find_students(params: Params) -> dict[float, dict[str, Run]]:
+def find_students(params: Params, finished: Iterable[str]) -> dict[float, dict[str, Run]]:
     """The guidance scales w at which both methods have a finished student, with the one of each trained longest."""
     found, shown = {}, (params.pictures.lcm, params.pictures.splam)
-    for run in sorted(params.runs.values(), key=lambda run: (run.training.iterations, run.name in shown)):
-        if run.method in METHODS and not run.adapter and (STUDENTS / run.name / "pipeline").is_dir():
+    runs = [params.runs[name] for name in finished if name in params.runs]
+    for run in sorted(runs, key=lambda run: (run.training.iterations, run.name in shown)):
+        if run.method in METHODS and not run.adapter:
             found.setdefault(run.guidance_scale, {})[run.method] = run
     return {w: runs for w, runs in sorted(found.items()) if len(runs) == len(METHODS)}
+
+
+def open_students(scratch: Path) -> tuple[Params, Teacher, dict[str, Path]]:
+    """Parameters, teacher and the UNets of what there is to play with; scratch: for a teacher beside shipped students.
+
+    Raises FileNotFoundError.
+    """
+    own = {path.parts[-3]: path for path in STUDENTS.glob("*/pipeline/unet")}
+    if (TEACHER / "model_index.json").is_file() and find_students(params := load_params(), own):
+        return params, open_teacher(params, TEACHER), own
+    params, own = load_params(ROOT / "evidence/params.yaml"), {path.name: path for path in SHIPPED.glob("*/")}
+    if not find_students(params, own):
+        raise FileNotFoundError("There is no student of LCM and SPLAM at one w in build/ yet: run `make repro` first.")
+    assemble_teacher(params.teacher.source, scratch)
+    return params, open_teacher(params, scratch), own
 
 
 def row(images: np.ndarray) -> Image.Image:
@@ -69,14 +89,11 @@ def guesses(teacher: Teacher, unet: nn.Module, run: Run, caption: str, seed: int
     return row(teacher.decode(torch.cat(kept)).numpy())
 
 
-def player(params: Params) -> tuple[list[float], Callable]:
+def player(params: Params, teacher: Teacher, folders: dict[str, Path]) -> tuple[list[float], Callable]:
     """The guidance scales to choose from, and what is done when a caption is given."""
-    teacher, students = open_teacher(params, TEACHER), find_students(params)
-    unets = {
-        run.name: load_unet(STUDENTS / run.name / "pipeline/unet", teacher.unet)
-        for runs in students.values()
-        for run in runs.values()
-    }
+    students = find_students(params, folders)
+    names = [run.name for runs in students.values() for run in runs.values()]
+    unets = {name: load_unet(folders[name], teacher.unet) for name in names}
     long = params.evaluation.teacher_steps
 
     def play(caption: str, steps: int, w: float, seed: float):
@@ -118,11 +135,12 @@ def page(params: Params, scales: list[float], play: Callable) -> gradio.Blocks:
 
 def main() -> None:
     """Open the page, or say what is missing."""
-    params = load_params()
-    if not (TEACHER / "model_index.json").is_file() or not find_students(params):
-        sys.exit("There is no teacher, or no student of LCM and SPLAM at one w, in build/ yet: run `make repro` first.")
-    blocks = page(params, *player(params))
-    blocks.launch(footer_links=[])
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            params, teacher, folders = open_students(Path(scratch))
+        except FileNotFoundError as error:
+            sys.exit(str(error))
+    page(params, *player(params, teacher, folders)).launch(footer_links=[])
 
 
 if __name__ == "__main__":

@@ -20,13 +20,14 @@ def app(teacher_folder, tmp_path, monkeypatch):
         shutil.copytree(teacher_folder, tmp_path / name / "pipeline")
     monkeypatch.setattr(app, "TEACHER", teacher_folder)
     monkeypatch.setattr(app, "STUDENTS", tmp_path)
+    monkeypatch.setattr(app, "load_params", lambda *_: parse(compose("smoke"), "smoke"))
     return app
 
 
-def test_the_page_draws_what_is_asked_for_and_asks_no_other_machine(app, chromium):
-    params = parse(compose("smoke"), "smoke")
-    assert {w: sorted(runs) for w, runs in app.find_students(params).items()} == {3: ["lcm", "splam"]}
-    blocks, asked = app.page(params, *app.player(params)), []
+def test_the_page_draws_what_is_asked_for_and_asks_no_other_machine(app, tmp_path, chromium):
+    params, teacher, folders = app.open_students(tmp_path)
+    assert {w: sorted(runs) for w, runs in app.find_students(params, folders).items()} == {3: ["lcm", "splam"]}
+    blocks, asked = app.page(params, *app.player(params, teacher, folders)), []
     _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True)
     page = chromium.new_page()
     page.set_default_timeout(600_000)  # ms: a machine busy with other work
@@ -42,7 +43,17 @@ def test_the_page_draws_what_is_asked_for_and_asks_no_other_machine(app, chromiu
     blocks.close()
 
 
-def test_without_a_finished_pipeline_it_says_what_to_run(app, monkeypatch, tmp_path):
+def test_without_a_finished_pipeline_it_takes_what_is_shipped(app, monkeypatch, tmp_path):
+    for name in ("lcm-w3-k20", "splam-w3-k20"):
+        shutil.copytree(tmp_path / name / "pipeline/unet", tmp_path / "shipped" / name)
     monkeypatch.setattr(app, "STUDENTS", tmp_path / "none")
+    monkeypatch.setattr(app, "SHIPPED", tmp_path / "shipped")
+    _, teacher, folders = app.open_students(tmp_path / "teacher")
+    assert sorted(folders) == ["lcm-w3-k20", "splam-w3-k20"] and teacher.latent_shape == (4, 8, 8)
+
+
+def test_without_any_student_it_says_what_to_run(app, monkeypatch, tmp_path):
+    monkeypatch.setattr(app, "STUDENTS", tmp_path / "none")
+    monkeypatch.setattr(app, "SHIPPED", tmp_path / "none")
     with pytest.raises(SystemExit, match="run `make repro` first"):
         app.main()

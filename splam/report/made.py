@@ -27,18 +27,19 @@ def machine() -> str:
     return f"{', '.join([kind, f'{os.cpu_count()} cores', *gpu])}; torch {torch.__version__}"
 
 
-def stages() -> list[dict[str, object]]:
-    """The stages in an order in which they can run; those of one `foreach` are one.
+def stages(pipeline: str) -> list[dict[str, object]]:
+    """The stages of a dvc.yaml, and of what lies beside it, in an order in which they can run.
 
-    Each has its name, what it does, the number of runs, their seconds (None if one is unknown), and `after`: the places
-    in the list of what it waits for, without what these wait for themselves.
+    Those of one `foreach` or `matrix` are one. Each has its name, what it does, the number of runs, their seconds
+    (None if one is unknown), and `after`: the places in the list of what it waits for, without what these wait for.
     """
     with Repo(str(ROOT)) as repo:
         whole = repo.index.graph
-    ours = [stage for stage in whole if ":" not in stage.addressing]  # not of another pipeline
-    names = {stage: stage.addressing.partition("@")[0] for stage in ours}
+    ours = [stage for stage in whole if Path(stage.path).parent == (ROOT / pipeline).parent]
+    names = {stage: stage.addressing.rpartition(":")[2].partition("@")[0] for stage in ours}
     pairs = ((names[stage], names[other]) for stage, other in whole.subgraph(ours).edges)
     graph = nx.DiGraph(pair for pair in pairs if pair[0] != pair[1])
+    graph.add_nodes_from(names.values())
     order = [*TopologicalSorter({name: sorted(graph[name]) for name in sorted(graph)}).static_order()]
     nearest, found = nx.transitive_reduction(graph), []
     for name in order:

@@ -117,8 +117,8 @@ def write_files(report: Report, folder: Path, samples: Path) -> dict[str, dict[s
     return drawn
 
 
-def write_page(report: Report, folder: Path, drawn: dict[str, dict[str, Any]]) -> Path:
-    """Write index.html beside what write_files wrote and returned; returns its path."""
+def write_page(report: Report, folder: Path, drawn: dict[str, dict[str, Any]], pipeline: str = "dvc.yaml") -> Path:
+    """Write index.html beside what write_files wrote and returned, with the stages of a dvc.yaml; returns its path."""
     quoted = report.metrics.evaluations.groupby("dataset")[list(QUOTED)]
     page = TEMPLATES.get_template("report.html.j2").render(
         report=report,
@@ -137,7 +137,8 @@ def write_page(report: Report, folder: Path, drawn: dict[str, dict[str, Any]]) -
         teacher=TEACHER,
         commit=made.commit(),
         machine=made.machine(),
-        stages=made.stages(),
+        stages=made.stages(pipeline),
+        executed=pipeline == "dvc.yaml",
         parameters=yaml.safe_dump(report.params.model_dump(mode="json"), sort_keys=False, default_flow_style=None),
     )
     (folder / "index.html").write_text(page)
