@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from splam.data import shapes
 from splam.data.latents import LatentStore
 from splam.data.streams import image_stream
 from splam.distill.loop import open_distillation
 from splam.distill.trajectories import build_cache, encode_latents, make_draws
+from splam.measure.draw import OTHER_NOISE, sample_seeds
+from splam.method.sampling import draw_noise, generators
 from tests.data.conftest import laion_settings, surveyed
 from tests.distill.builders import RUN, profile
 from tests.runs import contents
@@ -36,6 +39,24 @@ def test_the_cache_keeps_captions_and_images_together(cache, teacher, data):
     torch.testing.assert_close(cache.conditional, epsilon[0], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(cache.unconditional, epsilon[1], rtol=1e-3, atol=1e-4)
     assert len({tuple(image.flatten()) for image in images}) == 24
+
+
+def test_seeds_share_no_picture_and_no_noise(teacher, data):
+    """Of training, of the pool of trajectories and of the evaluation: else an interval over seeds is too narrow."""
+    scenes, noises = set(), []
+    for seed in range(6):
+        scenes |= {repr(shapes.scene(split, seed, index)) for split in shapes.SPLITS for index in range(200)}
+        params = profile(f"seed={seed}")
+        draws = make_draws(profile(), data, teacher.schedule.length)[:2]  # the same, but for time 999: noise alone
+        draws = (*draws, torch.full((24,), 999))
+        noises.append(build_cache(params, teacher, draws, 3.0).chain[:, 0])
+        for images in (1_000, OTHER_NOISE):  # the evaluation's first noises, and the last that a second draw leaves
+            seeds = sample_seeds(params, images)[-4:]
+            noises.append(draw_noise(generators(seeds + [number + OTHER_NOISE for number in seeds]), (4, 8, 8)))
+    assert len(scenes) == 6 * 3 * 200
+    flat = torch.nn.functional.normalize(torch.cat(noises).flatten(1), dim=1)
+    alike = (flat @ flat.T).fill_diagonal_(0)
+    assert alike.max() < 0.5, "two noises that are independent are nearly at right angles in 256 dimensions"
 
 
 @pytest.fixture
