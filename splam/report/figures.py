@@ -1,4 +1,4 @@
-"""Plotted figures (2a, 2b, 2c, 3b; figures.yaml), and grids of images (3a, 4, 5, and one over all systems)."""
+"""Plotted figures (figures.yaml), and grids of images (3a, 4, 5, and one over all systems)."""
 
 import io
 import math
@@ -84,9 +84,27 @@ def figure3b_points(metrics: Metrics) -> pd.DataFrame:
     return points[points.groupby("series")["series"].transform("size") > 1].reset_index(drop=True)
 
 
+def distances(metrics: Metrics) -> pd.DataFrame:
+    """Distances from the teacher's solution at w = 3: of students at k = 20 and at k = 100 + ME, and undistilled."""
+    rows = named(where(metrics.errors, guidance_scale=3), (*STUDENTS, "Undistilled"))
+    return rows[rows["skip"].isna() | (rows["skip"] == 20) | ((rows["skip"] == 100) & rows["me"])]
+
+
+def along_t_points(metrics: Metrics) -> pd.DataFrame:
+    """Distance from the teacher's solution along t, at gamma = 1."""
+    return with_series(average(where(distances(metrics), gamma=1.0), ["student", "me", "skip", "t"], "rmse"))
+
+
+def along_gamma_points(metrics: Metrics) -> pd.DataFrame:
+    """Distance from the teacher's solution along gamma, the mean over t."""
+    keys = ["student", "me", "skip", "gamma"]
+    means = distances(metrics).groupby([*keys, "seed"], dropna=False)["rmse"].mean().reset_index()
+    return with_series(average(means, keys, "rmse"))
+
+
 def plotted_points(metrics: Metrics) -> dict[str, pd.DataFrame]:
     """The points of each figure that has a student, by name."""
-    functions = (figure2a_points, figure2b_points, figure2c_points, figure3b_points)
+    functions = figure2a_points, figure2b_points, figure2c_points, figure3b_points, along_t_points, along_gamma_points
     found = {function.__name__.removesuffix("_points"): function(metrics) for function in functions}
     return {name: p for name, p in found.items() if set(p["student"]) - {"Teacher", "Undistilled"}}
 
@@ -110,9 +128,10 @@ def plot(name: str, points: pd.DataFrame, metrics: Metrics) -> Figure:
 
 
 def _lines(axis: Axes, points: pd.DataFrame, panel: dict[str, Any]) -> None:
-    """A line for each series; what has no x, and the undistilled network, is a level."""
+    """A line for each series; what has no x, and the undistilled network where it has but one, is a level."""
     x, y = panel["x"], panel["y"]
-    level = points[x].isna() | (points["student"] == "Undistilled")
+    single = points.groupby("series")[x].transform("nunique") < 2
+    level = points[x].isna() | (single & (points["student"] == "Undistilled"))
     for row in points[level].to_dict("records"):
         axis.axhline(row[y], color=STYLES[row["student"]][0], linestyle=":", linewidth=1.2, label=row["series"])
     for series, line in points[~level].groupby("series", sort=False):

@@ -18,7 +18,18 @@ QUOTED = ("protocol", *COMPARABLE, "clip_name_beside", "dtype", "first_sample_se
 TEXTS = ("system", "run", "method", "variant", "dataset", *QUOTED)
 COLUMNS = (
     *(*TEXTS, *MEASURES, "guidance_scale", "skip", "multiple_estimation", "seed", "iteration", "steps", "images"),
-    *("final", "ablation", "t", "delta_rms", "delta_rms_se", "delta_l2", "delta_l2_se", "x0_error_rms"),
+    *(
+        "final",
+        "ablation",
+        "t",
+        "gamma",
+        "delta_rms",
+        "delta_rms_se",
+        "delta_l2",
+        "delta_l2_se",
+        "x0_error_rms",
+        "rmse",
+    ),
     *("seconds_median", "unet_seconds_median"),
 )
 
@@ -34,6 +45,7 @@ class Metrics:
     evaluations: pd.DataFrame
     floors: pd.DataFrame
     delta: pd.DataFrame
+    errors: pd.DataFrame
     latency: pd.DataFrame
     world: pd.DataFrame
 
@@ -56,8 +68,8 @@ def load_metrics(folder: Path) -> Metrics:
     evaluations = evaluations.drop(floors.index)
     world = _frame([pd.DataFrame(json.loads(path.read_text())["rows"]) for path in folder.glob("world.json")])
     evaluations = with_gap_closed(evaluations)
-    rows, delta = where(evaluations, ablation=False), where(delta, ablation=False)
-    return Metrics(rows, evaluations, floors, delta, read("latency.csv"), world)
+    kept = [where(frame, ablation=False) for frame in (delta, read("errors/*.csv"))]
+    return Metrics(where(evaluations, ablation=False), evaluations, floors, *kept, read("latency.csv"), world)
 
 
 def _frame(frames: list[pd.DataFrame]) -> pd.DataFrame:

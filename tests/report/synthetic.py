@@ -91,6 +91,16 @@ def delta_rows(seeds: int) -> Iterator[dict]:
             yield row | {"delta_l2": value * 20, "delta_l2_se": value / 3, "x0_error_rms": 0.2 + t / 2000}
 
 
+def error_rows(seeds: int) -> Iterator[dict]:
+    """Distances from the teacher's solution, in proportion to t and falling with gamma; of undistilled at gamma = 1."""
+    systems = {"LCM (fix w)": (1.0, [1.0]), "SPLAM": (0.8, [0.0, 0.5, 1.0]), "Undistilled": (2.0, [1.0])}
+    for (method, (factor, gammas)), seed in itertools.product(systems.items(), range(seeds)):
+        facts = {"method": method, "variant": "scaled input" * (method == "SPLAM"), "guidance_scale": 3, "seed": seed}
+        facts |= {} if method == "Undistilled" else {"skip": 20, "multiple_estimation": method == "SPLAM"}
+        for t, gamma in itertools.product((59, 499, 999), gammas):
+            yield facts | {"t": t, "gamma": gamma, "rmse": factor * t / 1000 * (2 - gamma)}
+
+
 def write_metrics(folder: Path, seeds: int = 3) -> Path:
     """All metrics files of a profile under folder/metrics, latencies in the paper's ratios; returns folder."""
     (folder / "metrics/evaluate").mkdir(parents=True)
@@ -105,6 +115,8 @@ def write_metrics(folder: Path, seeds: int = 3) -> Path:
     calls = timed["steps"] * (1 + (timed["guidance_scale"] > 1))
     frames["latency"] = timed.assign(unet_seconds_median=0.002 * calls)
     frames["delta"] = pd.DataFrame(delta_rows(seeds))
+    frames["errors/all"] = pd.DataFrame(error_rows(seeds))
+    (folder / "metrics/errors").mkdir()
     for name, frame in frames.items():
         frame.to_csv(folder / f"metrics/{name}.csv", index=False)
     world = [row for row in baseline_rows() if row["method"].startswith("D")]

@@ -55,6 +55,17 @@ def test_figure2c_shows_the_x0_error_beside_delta(metrics, points):
     assert right.get_ylabel().startswith("x0 error")
 
 
+def test_distances_from_the_teachers_solution_are_lines_over_t_and_levels_over_gamma(metrics, points):
+    along_t, along_gamma = points["along_t"].set_index(["student", "t"]), points["along_gamma"]
+    assert along_t.loc[("Undistilled", 999), "rmse"] == pytest.approx(1.998)
+    ours = where(along_gamma, student="SPLAM (scaled input)").set_index("gamma")["rmse"]
+    assert ours.to_dict() == pytest.approx({gamma: 0.8 * 0.519 * (2 - gamma) for gamma in (0.0, 0.5, 1.0)})
+    axes = [plot(name, points[name], metrics).axes[0] for name in ("along_t", "along_gamma")]
+    assert [legend(axis) for axis in axes] == [{"LCM, k = 20", "SPLAM (scaled input), k = 20", "Undistilled"}] * 2
+    grey = [line for axis in axes for line in axis.lines if line.get_color() == "#808080"]
+    assert [len(set(line.get_ydata())) for line in grey if line.get_linestyle() != "None"] == [3, 1]
+
+
 def test_figure3b_keeps_students_measured_at_several_w(metrics, points):
     found = points["figure3b"]
     assert list(where(found, student="SPLAM (scaled input)", skip=20)["guidance_scale"]) == [3, 5, 8, 12]
