@@ -123,6 +123,7 @@ def write_page(report: Report, folder: Path, drawn: dict[str, dict[str, Any]], p
     page = TEMPLATES.get_template("report.html.j2").render(
         report=report,
         finding=finding(report),
+        tally=tally(report.verdicts),
         drawn=drawn,
         claims=CLAIMS,
         marks=marks(report.verdicts, report.parts),
@@ -231,6 +232,16 @@ def finding(report: Report) -> tuple[str, str]:
     verb = "SPLAM comes nearer to the teacher than LCM" if gap else "SPLAM's FID is below LCM's"
     what = "Of the gap between the undistilled network and the teacher, SPLAM closes" if gap else "It is"
     return f"{verb} {said}.", f"{what} {values['SPLAM']}, LCM {values['LCM']} (in {listed(found.index)})."
+
+
+def tally(verdicts: pd.DataFrame) -> str:
+    """How many claims hold, SPLAM with the scaled input; empty where most have too few seeds for a verdict."""
+    ours = verdicts[verdicts["variant"].isin(["", "scaled input"])].groupby("id")["verdict"].first()
+    if (ours == FEW_SEEDS).mean() > 0.5:
+        return ""
+    words = {HOLDS: "hold", FAILS: "do not hold", NOISE: "are within noise", CANNOT_TELL: "cannot be told"}
+    said = [f"{(ours == verdict).sum()} {text}" for verdict, text in words.items() if (ours == verdict).any()]
+    return f"Of the paper's {len(ours)} claims, {', '.join(said)}."
 
 
 def listed(counts: Iterable[float]) -> str:

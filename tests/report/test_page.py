@@ -1,6 +1,7 @@
 """The report as a whole: complete, the same bytes twice, readable offline, and unharmed by what is missing."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import nbformat
@@ -11,7 +12,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from splam.report.claims import CLAIMS
 from splam.report.figures import FIGURES
 from splam.report.metrics import where
-from splam.report.page import build, finding, glance, notebooks_to_html, summary, write_files, write_page
+from splam.report.page import build, finding, glance, notebooks_to_html, summary, tally, write_files, write_page
+from splam.report.rules import FEW_SEEDS
 
 PLOTTED = ["along_gamma", "along_t", "figure2a", "figure2b", "figure2c", "figure3b"]
 
@@ -85,6 +87,13 @@ def test_summary_says_what_was_found_and_names_every_verdict(report):
     assert finding(seen)[0] == "SPLAM comes nearer to the teacher than LCM in 1, 2 and 4 steps."
     no_gap = dataclasses.replace(seen.metrics, rows=rows.assign(gap_closed=float("nan")))
     assert finding(dataclasses.replace(seen, metrics=no_gap))[0].startswith("SPLAM's FID is below LCM's in 1, 2 and")
+
+
+def test_claims_are_counted_where_several_seeds_judge_them(report):
+    said = tally(report.verdicts)
+    assert said.startswith("Of the paper's 18 claims, ")
+    assert sum(map(int, re.findall(r"(\d+) (?=hold|do|are|cannot)", said))) == 18
+    assert tally(report.verdicts.assign(verdict=FEW_SEEDS)) == ""
 
 
 def test_notebook_pages_open_offline_with_their_formulas(tmp_path):
