@@ -62,10 +62,11 @@ def test_the_evidence_declares_the_code_that_it_reaches():
 
 
 def test_a_stage_names_the_sections_that_its_notebook_reads(stages):
+    sections = compose("smoke").keys()
     for name, stage in stages.items():
         if name != "report" and entry(stage).suffix == ".ipynb":
             named = {key.split(".")[0] for dep in stage.deps for key in getattr(dep, "params", [])}
-            read = set(re.findall(r"\bparams\.(\w+)", source_of(entry(stage)))) & compose("smoke").keys()
+            read = set(re.findall(r"\bparams\.(\w+)", source_of(entry(stage)))) & sections
             # A caption that 30_distill draws on the way is no result.
             assert read - {"pictures"} <= named | {"profile"}, name
 

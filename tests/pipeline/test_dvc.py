@@ -1,6 +1,9 @@
 """The pipeline as DVC's users know it: experiments, metrics, plots, and profiles that come and go."""
 
 import json
+import re
+
+import yaml
 
 LCM = "lcm-w3-k20"
 
@@ -23,20 +26,24 @@ def test_everything_is_up_to_date_after_a_repro(project):
 
 
 def test_an_experiment_trains_what_it_says(project):
-    ran = project.stages(project.dvc("exp", "run", "-S", "training.iterations=20"))
-    assert iterations(project) == {LCM: 20, "splam-w3-k100-me": 20}
+    own = f"runs.{LCM}.training.iterations"
+    ran = project.stages(project.dvc("exp", "run", "-S", "training.iterations=20", "-S", f"+{own}=9"))  # +: a new key
+    assert iterations(project) == {LCM: 9, "splam-w3-k100-me": 20}
     assert {f"distill@{LCM}", f"evaluate@{LCM}", "sample", "delta", "report"} <= ran
     assert not ran & {"data-build", "teacher", "trajectories@3", "references", "baselines@ddim"}
+    assert "unseen.fid_1" in (diff := project.dvc("metrics", "diff")) and "991.5" in diff
+    changed = json.loads(project.dvc("params", "diff", "--json"))["params.yaml"]
+    assert changed == {"training.iterations": {"old": 5, "new": 20, "diff": 15}, own: {"old": None, "new": 9}}
     restored(project)
 
 
-def test_an_experiment_on_one_run_leaves_the_others(project):
-    ran = project.stages(project.dvc("exp", "run", "-S", f"+runs.{LCM}.training.iterations=9"))  # +: a key of its own
-    assert iterations(project) == {LCM: 9, "splam-w3-k100-me": 5}
-    assert {stage for stage in ran if "@" in stage} == {f"distill@{LCM}", f"evaluate@{LCM}"}
-    assert "unseen.fid_1" in (diff := project.dvc("metrics", "diff")) and "991.5" in diff
-    changed = json.loads(project.dvc("params", "diff", "--json"))["params.yaml"]
-    assert changed == {f"runs.{LCM}.training.iterations": {"old": None, "new": 9}}
+def test_a_parameter_of_one_run_leaves_the_others(project):
+    path = project.folder / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["runs"][LCM]["skip"] = 40
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+    changed = re.findall(r"^(\S+@\S+):$", project.dvc("status"), re.MULTILINE)
+    assert f"distill@{LCM}" in changed and "distill@splam-w3-k100-me" not in changed
     restored(project)
 
 
@@ -58,9 +65,9 @@ def test_local_inputs_that_change_are_noticed(project):
 
 
 def test_another_profile_and_back_leaves_no_trace(project):
-    for profile in ("rehearsal", "smoke"):
+    for profile, *targets in (("rehearsal", f"evaluate@{LCM}"), ("smoke",)):
         project.run("make", "-s", "switch", f"PROFILE={profile}")
         project.compose(profile)
-        ran = project.stages(project.dvc("repro"))
+        ran = project.stages(project.dvc("repro", *targets))
     assert ran == {"report", "html"}  # their outputs lie in git alone; all else comes from the run cache
     assert project.run("git", "status", "--porcelain", "--untracked-files=no") == ""

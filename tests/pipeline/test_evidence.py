@@ -24,17 +24,19 @@ for kind in ("evaluate", "delta", "errors"):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Repository:
-    """A repository whose evidence was made and committed."""
+    """A repository whose evidence was made and committed: of each stage one run, by two seeds at most."""
     repository = Repository(tmp_path_factory.mktemp("evidence"))
     repository.create(PIPELINE, "evidence/params.yaml", ".dvcignore")
     pipeline = yaml.safe_load((ROOT / PIPELINE).read_text())
     pipeline["vars"][0] |= {"five": ["lcm-w3-k20"], "three": ["lcm-w8-k100-me"], "tuning": ["tune-lcm-w3-1e-4"]}
     for made_of_them in ("students", "report"):
         del pipeline["stages"][made_of_them]
+    for stage in pipeline["stages"].values():
+        stage["matrix"]["seed"] = stage["matrix"]["seed"][:2]
     (repository.folder / PIPELINE).write_text(yaml.safe_dump(pipeline, sort_keys=False))
     repository.stand_ins(pipeline["stages"]["controls"]["deps"])
     (repository.folder / "splam/stage.py").write_text(FAKE_RUN)
-    assert len(repository.stages(repository.dvc("repro", PIPELINE))) == 5 + 5 + 3 + 1
+    assert len(repository.stages(repository.dvc("repro", PIPELINE))) == 2 + 2 + 2 + 1
     repository.commit()
     return repository
 
@@ -67,6 +69,5 @@ def test_another_parameter_of_one_run_runs_that_one(clone):
     params = yaml.safe_load(path.read_text())
     params["runs"]["lcm-w3-k20"]["skip"] = 40
     path.write_text(json.dumps(params))
-    assert clone.stages(clone.dvc("repro", PIPELINE)) == {
-        f"{PIPELINE}:five-seeds@lcm-w3-k20-{seed}" for seed in range(5)
-    }
+    changed = {f"{PIPELINE}:five-seeds@lcm-w3-k20-{seed}" for seed in (0, 1)}
+    assert clone.stages(clone.dvc("repro", PIPELINE)) == changed

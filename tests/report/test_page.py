@@ -9,6 +9,7 @@ import pandas as pd
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from splam.report import made
 from splam.report.claims import CLAIMS
 from splam.report.figures import FIGURES
 from splam.report.metrics import where
@@ -52,7 +53,8 @@ def test_the_page_shows_everything_and_loads_nothing(written):
     assert len(local) > 20 and [link for link in local if not (written / link).is_file()] == []
 
 
-def test_an_empty_profile_gets_a_report_that_says_so(params, empty, tmp_path):
+def test_an_empty_profile_gets_a_report_that_says_so(params, empty, tmp_path, monkeypatch):
+    monkeypatch.setattr(made, "stages", lambda _: [])  # DVC takes seconds to list them, and `written` has them
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures/figure2a.png").write_bytes(b"of an earlier run")
     report = build(params, empty)
@@ -63,7 +65,8 @@ def test_an_empty_profile_gets_a_report_that_says_so(params, empty, tmp_path):
     assert "Nothing has been measured yet." in page and 'title="not measured"' in page
 
 
-def test_the_page_shows_studies_and_the_gate(report, written, tmp_path):
+def test_the_page_shows_studies_and_the_gate(report, written, tmp_path, monkeypatch):
+    monkeypatch.setattr(made, "stages", lambda _: [])
     row = {"study": "choices", "run": "low", "reference": "r", "factor": "rate", "value": "1", "reference_value": "2"}
     row |= {"steps": 4, "fid_of": "real images", "fid": 1.0, "seeds": 3, "unit": "ln ratio of FID", "values": "0 0.1"}
     row |= {"estimate": 0.0, "low": -0.1, "high": 0.1, "accept_low": -9.0, "accept_high": 0.0}
