@@ -90,7 +90,7 @@ def overtaken(metrics: Metrics, variant: str) -> Iterator[Part]:
 def reach(fids: pd.DataFrame, goals: pd.Series) -> pd.Series:
     """The iteration at which each seed's FID comes down to its goal, interpolated, or else the last one."""
     found = {}
-    for seed, row in fids[fids.index.isin(goals.index)].iterrows():
+    for seed, row in fids[fids.index.isin(goals.index)].dropna(how="all").iterrows():
         row = row.dropna()
         at, values = row.index.to_numpy(float), row.to_numpy()
         first = int(np.argmax(values <= goals[seed]))

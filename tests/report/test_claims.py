@@ -177,6 +177,12 @@ def test_c13_counts_iterations_and_censors_at_the_end():
     assert list(reach(fids, pd.Series([10.5, 10.0, 9.0]))) == [27.5, 20.0, 10.0]
 
 
+def test_c13_of_a_variant_without_a_curve_is_not_measured(metrics):
+    """Though the undistilled network has one."""
+    found = parts("C13", metrics, rows=metrics.rows[metrics.rows["variant"] != "scaled input"])
+    assert {part.verdict for part in found} == {MISSING}
+
+
 def test_c14_ignores_runs_trained_at_another_k(metrics):
     far = where(metrics.delta, method="SPLAM").assign(run="far", skip=100, delta_rms=99.0)
     found = parts("C14", metrics, delta=pd.concat([metrics.delta, far]))
