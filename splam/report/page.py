@@ -251,12 +251,12 @@ def listed(counts: Iterable[float]) -> str:
 
 
 def summary(report: Report) -> str:
-    """The report in a terminal: the students at a glance, the gate, and a line for each verdict over several seeds."""
+    """The report in a terminal: the students at a glance, the gate, and a line for each claim with a verdict."""
     lines = [f"{report.params.profile}: {report.metrics.fact('fid_name')}", "gate {}: {}".format(*report.gate), ""]
     seen = glance(report).rename(columns=tables.NAMES).round(2).unstack().dropna(axis=1, how="all")
     lines += ["Unseen captions, by the number of steps:", seen.to_string(na_rep="", float_format="{:g}".format)]
     lines += ["", *finding(report), ""]
-    for row in report.verdicts[report.verdicts["verdict"] != FEW_SEEDS].to_dict("records"):
+    for row in report.verdicts[~report.verdicts["verdict"].isin([FEW_SEEDS, MISSING])].to_dict("records"):
         about = f" ({row['variant']})" if row["variant"] else ""
         lines.append(f"{row['id']:>3}  {row['verdict']:<21} {textwrap.shorten(row['claim'], 88)}{about}")
     return "\n".join(lines)
