@@ -192,7 +192,10 @@ def test_a_run_is_opened_with_all_that_its_bits_depend_on(built, data):
     job = open_distillation(params, RUN, built, data)
     facts = job.parameters
     assert (facts["seed"], facts["teacher"], facts["method"], facts["global_batch"]) == (0, "tiny", "splam", 4)
-    assert facts["training.learning_rate"] == 3e-4 and job.caption == params.pictures.prompts[0]
+    assert (
+        facts["training.learning_rate"] == params.runs[RUN].training.learning_rate
+        and job.caption == params.pictures.prompts[0]
+    )
     path = built / "trajectories/w3.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     other = open_distillation(params, RUN, built, data).parameters

@@ -23,7 +23,7 @@ def profile(*more: str) -> Params:
     """A profile with two ablation runs: another learning rate, and another law of gamma."""
     changes = {"low": "learning_rate: 1.0e-4", "law": "gamma_law: [2, 1]"}
     overrides = [f"runs.{name}={RUN.replace('CHANGE', change)}" for name, change in changes.items()]
-    overrides.append("training.iterations=500")  # as the reference has
+    overrides += ["training.iterations=500", f"runs.{REFERENCE}.training.learning_rate=3e-4"]  # nothing else differs
     return parse(
         compose("tiny", [*overrides, f"ablations.choices={{reference: {REFERENCE}, runs: [low, law]}}", *more]), "tiny"
     )
