@@ -5,39 +5,30 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from benchmarks import images, training
-from benchmarks.compare import FOLDER, ROOT, Row, provenance
+from benchmarks.compare import FOLDER, ROOT, write
 
 START, END = "<!-- table: make bench writes it -->\n", "<!-- end of the table -->\n"
 
 
 def repro(times: Path = ROOT / "build/times") -> None:
-    """Write repro.csv from what the stages of `make repro` have recorded, each when it ended; nothing is run again."""
+    """Write repro.csv from what stages recorded when they ended: seconds, and how full two lanes and cores were."""
     found = []
     for file in times.glob("*.json"):
-        record, end = json.loads(file.read_text()), file.stat().st_mtime
-        found.append({"kind": file.stem.partition("-")[0], "start": end - record["seconds"], "end": end} | record)
+        record = json.loads(file.read_text()) | {"end": file.stat().st_mtime}
+        found += [record | {"kind": kind} for kind in (file.stem.partition("-")[0], "all")]
     if not found:
         print(f"{times} has no records: run make repro first; repro.csv stays as it is.")
         return
-    stages = pd.DataFrame(found)
-    rows = [row_of(kind, group) for kind, group in stages.groupby("kind")] + [row_of("all", stages)]
-    facts = provenance() | {"timed": "wall time, recorded by splam.stage"}
-    table = pd.DataFrame([row | facts for row in rows]).round(2)
-    table.to_csv(FOLDER / "repro.csv", index=False)
-    print(table.drop(columns=[*facts]).to_string(index=False))
-
-
-def row_of(kind: str, stages: pd.DataFrame) -> Row:
-    """Sums over some stages, in seconds, and how full two lanes and two cores were from the first to the last."""
-    span, seconds = stages.end.max() - stages.start.min(), stages.seconds.sum()
-    row: Row = {"kind": kind, "stages": len(stages), "seconds": seconds, "span": span, "lanes_full": seconds / span / 2}
-    if "cpu" in stages and stages.cpu.notna().all():  # older records have `seconds` alone
-        imports, computing, cpu = (stages[name].sum() for name in ("imports", "computing", "cpu"))
-        row |= {"starting": seconds - imports - computing, "imports": imports, "computing": computing, "cpu": cpu}
-        row |= {"waiting": max(seconds - cpu, 0.0), "cores_busy": cpu / span / 2}  # for a core, or the disk
-    return row
+    names = ["seconds", "imports", "computing", "cpu"]  # older records have the first alone
+    stages = pd.DataFrame(found, columns=["kind", "end", *names]).assign(start=lambda row: row.end - row.seconds)
+    kinds = stages.groupby("kind")
+    table, span = kinds[names].sum(skipna=False), kinds.end.max() - kinds.start.min()
+    table = table.assign(stages=kinds.size(), span=span, timed="wall time, recorded by splam.stage")
+    table = table.assign(lanes_full=table.seconds / span / 2, cores_busy=table.cpu / span / 2)
+    write("repro", table.reset_index().to_dict("records"))
 
 
 BENCHMARKS = {b.__name__: b for b in (training.step, training.sweep, images.sampling, images.evaluation)}
@@ -58,10 +49,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="default: all")
-    names = parser.parse_args().names
-    provenance()  # of the code that was there at the start
-    for name in names or BENCHMARKS:
+    for name in parser.parse_args().names or BENCHMARKS:
         print(f"\n{name}", flush=True)
+        torch.manual_seed(0)
         BENCHMARKS[name]()
     before, rest = (FOLDER / "README.md").read_text().split(START)
     (FOLDER / "README.md").write_text(before + START + table() + END + rest.split(END)[1])

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from splam.config import Run
-from splam.method.schedule import ddim_grid
 from splam.networks.student import condition_width, guidance_embedding, make_student
 from splam.networks.teacher import Teacher
 
@@ -20,38 +19,36 @@ from splam.networks.teacher import Teacher
 class Script:
     """Latent consistency distillation with a w for each sample (LCM*) or one for all, or that of sub-paths."""
 
-    def __init__(self, run: Run, teacher: Teacher, solver_skip: int):
-        """solver_skip: k_phi, or k for one step of the solver."""
-        self.run, self.teacher, self.solver_skip, self.width = run, teacher, solver_skip, condition_width(run)
+    def __init__(self, run: Run, teacher: Teacher):
+        """As a training begins."""
+        self.run, self.teacher, self.width = run, teacher, condition_width(run)
+        self.solver_skip = 20 if run.multiple_estimation else run.skip  # k_phi, or k for one step of the solver
         self.teacher_unet = copy.deepcopy(teacher.unet).to(memory_format=torch.contiguous_format)
         self.student = make_student(self.teacher_unet, run).to(memory_format=torch.contiguous_format)
         self.target = copy.deepcopy(self.student).requires_grad_(False)
         pairs = zip(self.student.parameters(), self.target.parameters(), strict=True)
         self.pairs = [pair for pair in pairs if pair[0].requires_grad]
         self.optimizer = torch.optim.AdamW([p for p, _ in self.pairs], run.training.learning_rate, weight_decay=0)
-        self.alphas, self.sigmas = teacher.schedule.alphas, teacher.schedule.sigmas
+        self.alpha, self.sigma = teacher.schedule.alpha, teacher.schedule.sigma  # at times (n,), to multiply images
 
     def step(self, images: Tensor, captions: list[str]) -> float:
-        """One optimizer step; its loss."""
-        loss, decay = self.loss(*self.draw(images, captions)), self.run.training.ema_decay
+        """One optimizer step, with draws of its own; its loss."""
+        torch.use_deterministic_algorithms(False)
+        vae, run, device, count = self.teacher.vae, self.run, self.teacher.device, len(images)
+        latents = vae.encode(images.to(device)).latent_dist.sample() * vae.config.scaling_factor
+        t = torch.randint(50, (count,), device=device) * 20 + 19
+        z_t = self.alpha(t) * latents + self.sigma(t) * torch.randn_like(latents)
+        low, high = run.training.lcm_star_scales if run.method == "lcm_star" else [run.guidance_scale] * 2
+        gamma, w = torch.rand(2, count, device=device)
+        loss = self.loss(z_t, t, self.teacher.embed(captions), gamma, low + (high - low) * w)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for p, _ in self.pairs], self.run.training.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_([p for p, _ in self.pairs], run.training.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for parameter, average in self.pairs:
-                average.mul_(decay).add_(parameter, alpha=1 - decay)
+                average.mul_(run.training.ema_decay).add_(parameter, alpha=1 - run.training.ema_decay)
         return loss.detach().item()
-
-    def draw(self, images: Tensor, captions: list[str]) -> tuple[Tensor, ...]:
-        """z_t, t, embeddings, gamma and w of a batch."""
-        vae, run, device, count = self.teacher.vae, self.run, self.teacher.device, len(images)
-        latents = vae.encode(images.to(device)).latent_dist.sample() * vae.config.scaling_factor
-        t = ddim_grid(len(self.alphas)).to(device)[torch.randint(0, 50, (count,), device=device)]
-        z_t = at(self.alphas, t) * latents + at(self.sigmas, t) * torch.randn_like(latents)
-        low, high = run.training.lcm_star_scales if run.method == "lcm_star" else [run.guidance_scale] * 2
-        gamma, w = torch.rand(2, count, device=device)
-        return z_t, t, self.teacher.embed(captions), gamma, low + (high - low) * w
 
     def loss(self, z_t: Tensor, t: Tensor, captions: Tensor, gamma: Tensor, w: Tensor) -> Tensor:
         """The Huber loss between the student, at t or between t and s, and the target at the solver's end."""
@@ -61,11 +58,11 @@ class Script:
             condition, constant = (guidance_embedding(x, self.width).to(z_t) for x in (fed, rest))
         with torch.no_grad():
             z_s, s = self.solve(z_t, t, captions, w)
-            aim = self.output(self.target, z_s, s, at(self.sigmas, s), captions, constant)
-        z, sigma = z_t, at(self.sigmas, t)
+            aim = self.output(self.target, z_s, s, self.sigma(s), captions, constant)
+        z, sigma = z_t, self.sigma(t)
         if sub_path:  # sigma(gamma, t) in the Markov form
-            gamma, shrink = gamma.view(-1, 1, 1, 1), at(self.alphas, t) / at(self.alphas, s)
-            sigma = ((at(self.sigmas, s) * shrink) ** 2 + gamma**2 * (1 - shrink**2)).sqrt()
+            gamma, shrink = gamma.view(-1, 1, 1, 1), self.alpha(t) / self.alpha(s)
+            sigma = ((self.sigma(s) * shrink) ** 2 + gamma**2 * (1 - shrink**2)).sqrt()
             z = gamma * z_t + (1 - gamma) * z_s * shrink
         ours = self.output(self.student, z, t, sigma, captions, condition if self.width else None)
         return (((ours - aim) ** 2 + self.run.training.huber_c**2).sqrt() - self.run.training.huber_c).mean()
@@ -77,9 +74,9 @@ class Script:
             for caption in (captions, self.teacher.empty.expand_as(captions)):
                 with self.teacher.autocast():
                     noise = self.teacher_unet(z, t, encoder_hidden_states=caption).sample.float()
-                found.append(((z - at(self.sigmas, t) * noise) / at(self.alphas, t), noise))
+                found.append(((z - self.sigma(t) * noise) / self.alpha(t), noise))
             x0, noise = (full + (w.view(-1, 1, 1, 1) - 1) * (full - empty) for full, empty in zip(*found, strict=True))
-            moved = at(self.alphas, s) * x0 + at(self.sigmas, s) * noise
+            moved = self.alpha(s) * x0 + self.sigma(s) * noise
             z, t = torch.where((t > 0).view(-1, 1, 1, 1), moved, z), s
         return z, t
 
@@ -87,10 +84,5 @@ class Script:
         """c_skip z + c_out x_0, of a network that predicts the noise."""
         with self.teacher.autocast():
             noise = unet(z, t, timestep_cond=fed, encoder_hidden_states=captions).sample.float()
-        scaled, x0 = 10.0 * t.view(-1, 1, 1, 1), (z - sigma * noise) / at(self.alphas, t)
+        scaled, x0 = 10.0 * t.view(-1, 1, 1, 1), (z - sigma * noise) / self.alpha(t)
         return 0.25 / (scaled**2 + 0.25) * z + scaled / (scaled**2 + 0.25).sqrt() * x0
-
-
-def at(table: Tensor, t: Tensor) -> Tensor:
-    """A table's entries at times t (n,), to multiply images."""
-    return table[t].view(-1, 1, 1, 1)

@@ -1,5 +1,6 @@
 """The benchmark runs, and claims nothing of a CPU."""
 
+import dataclasses
 import re
 
 import pandas as pd
@@ -8,13 +9,22 @@ import torch
 from benchmarks import train_throughput
 
 
-def test_the_throughput_table_on_shrunk_networks(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_throughput, "KEYS", [("authors", 100)])
-    arguments = ["--tiny-cpu", "--batch-size", "1", "--steps", "1", "--out", str(tmp_path)]
-    with torch._dynamo.config.patch(disable=True):  # which main sets for good
-        assert train_throughput.main(arguments) == 0
+def test_the_throughput_table_on_small_networks(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_throughput, "RIVALS", [("authors", "splam", 100)])
+    monkeypatch.setattr(train_throughput, "STEPS", 2)
+    monkeypatch.setitem(train_throughput.TRAINING, "batch_size", 1)
+    with torch._dynamo.config.patch(disable=True):  # compiling takes minutes on a CPU
+        train_throughput.compare(dataclasses.replace(teacher, bf16=True), tmp_path)
     text = (tmp_path / "gpu-throughput.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith(("| full", "| LoRA"))]
     assert len(rows) == 16 and all("not measured on a CPU" in row for row in rows)
-    assert re.search(r"\| sd15-night, splam-lora +\| 100, ME +\| +4 \|", text) and "a CPU, with shrunk networks" in text
+    assert re.search(r"\| sd15-night, splam-lora +\| 100, ME +\| +4 \|", text)
     assert len(pd.read_csv(tmp_path / "gpu-step.csv")) == 2 * 4  # whose losses agreed with the scripts'
+
+
+def test_the_random_teacher_is_stable_diffusion_by_its_sizes():
+    made = train_throughput.random_teacher("meta")
+    parts = made.unet, made.vae, made.text_encoder
+    weights = [sum(weight.numel() for weight in part.parameters()) for part in parts]
+    assert weights == [859_520_964, 83_653_863, 123_060_480]
+    assert made.image_size == 512 and made.latent_shape == (4, 64, 64)
