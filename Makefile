@@ -43,9 +43,11 @@ repro: $(INSTALLED) $(if $(filter rehearsal%,$(PROFILE)),$(STAND_INS)) $(if $(fi
 # Small networks have no use for a whole machine: stages that do not wait for one another run JOBS at a time, a thread
 # each, and `dvc repro` does what is left. It would also do everything by itself, one stage after another.
 JOBS ?= $(if $(filter tiny smoke rehearsal%,$(PROFILE)),2,1)
-at_once = dvc stage list --name-only | grep -E '^($(1))(@|$$)' | xargs -P $(JOBS) -n 1 dvc --wait-for-lock repro -s
+due = sed -n "s/^Running stage '\(.*\)':$$/\1/p"
+at_once = dvc repro --dry --keep-going 2> /dev/null | $(due) | grep -E '^($(1))(@|$$)' | \
+	xargs -r -P $(JOBS) -n 1 dvc --wait-for-lock repro -s
 define PARALLEL
-@! dvc repro --dry 2> /dev/null | grep '^Running stage' > /dev/null || { export OMP_NUM_THREADS=1; dvc repro data.dvc teacher && \
+@test -z "$$(dvc repro --dry 2> /dev/null | $(due))" || { export OMP_NUM_THREADS=1; dvc repro data.dvc teacher && \
 	$(call at_once,references|trajectories) && $(call at_once,teacher-samples|distill) && \
 	$(call at_once,evaluate|baselines|sample|delta); }
 endef
@@ -64,9 +66,10 @@ plan: $(INSTALLED)
 
 # Runs that are due, two at a time, and then the students to ship and the report.
 evidence: $(INSTALLED)
-	@due=$$(dvc repro --dry evidence/dvc.yaml | sed -n "s/^Running stage '\(.*\)':$$/\1/p"); export OMP_NUM_THREADS=1; \
-	if test -z "$$due"; then echo "The evidence is complete: nothing to run."; \
-	else echo "$$due" | grep -F @ | xargs -r -P $(JOBS) -n 1 dvc --wait-for-lock repro -s && dvc repro evidence/dvc.yaml; fi
+	@export OMP_NUM_THREADS=1; said=$$(dvc repro --dry evidence/dvc.yaml); status=$$?; \
+	runs=$$(echo "$$said" | $(due)); if test -n "$$runs"; then \
+		echo "$$runs" | grep -F @ | xargs -r -P $(JOBS) -n 1 dvc --wait-for-lock repro -s && dvc repro evidence/dvc.yaml; \
+	elif test $$status = 0; then echo "The evidence is complete: nothing to run."; else exit $$status; fi
 
 $(STAND_INS): tests/standins/sd.py | $(INSTALLED)
 	python -m tests.standins.sd build/rehearsal
