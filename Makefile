@@ -89,7 +89,8 @@ teacher: $(INSTALLED)
 	cp -r $(addprefix build/world/,vae unet clip card.json card.md samples.png) models/tiny/
 
 bench: $(INSTALLED)
-	OMP_NUM_THREADS=1 python -m benchmarks
+	printf '%s\n' sweep step evaluation sampling | OMP_NUM_THREADS=1 xargs -P 2 -n 1 python -m benchmarks
+	OMP_NUM_THREADS=1 python -m benchmarks repro growth
 
 bench-gpu: $(INSTALLED)
 	python -m benchmarks.train_throughput
