@@ -74,7 +74,8 @@ def load_metrics(folder: Path) -> Metrics:
 
 def _frame(frames: list[pd.DataFrame]) -> pd.DataFrame:
     """Frames as one, with COLUMNS; an absent text is empty, a row is final and no ablation unless it says so."""
-    frame = pd.concat([pd.DataFrame(columns=list(COLUMNS), dtype=float), *frames], ignore_index=True)
+    frames = [pd.DataFrame(columns=list(COLUMNS), dtype=float), *(frame for frame in frames if len(frame))]
+    frame = pd.concat(frames, ignore_index=True)  # a file of a header alone would make numbers objects
     texts = {name: frame[name].astype(object).where(frame[name].notna(), "") for name in TEXTS}
     return frame.assign(**texts, final=~frame["final"].isin([False]), ablation=frame["ablation"].isin([True]))
 

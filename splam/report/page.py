@@ -17,7 +17,19 @@ from splam.report import ablations, made, tables
 from splam.report.claims import CLAIMS, judge
 from splam.report.figures import FIGURES, ends, picture, plot, plotted_points, png, sheet
 from splam.report.metrics import QUOTED, UNDISTILLED, Metrics, steps_text, where
-from splam.report.rules import CANNOT_TELL, FAILS, FEW_SEEDS, HOLDS, MISSING, NOISE, REAL, REPORTED, TEACHER, number
+from splam.report.rules import (
+    CANNOT_TELL,
+    FAILS,
+    FEW_SEEDS,
+    HOLDS,
+    MISSING,
+    NOISE,
+    REAL,
+    REPORTED,
+    TEACHER,
+    interval,
+    number,
+)
 
 FOLDER = Path(__file__).parent
 TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -34,6 +46,16 @@ GLYPHS = {
     MISSING: "–",
 }
 SHARE = {"better": HOLDS, "worse": FAILS}  # what ablations call their verdicts
+FINDINGS = {  # by what; its better sign; SPLAM ahead, alike and behind, as it is said first and later in a sentence
+    "gap_closed": (
+        *("SPLAM comes", 1, ("nearer to the teacher than LCM", "nearer")),
+        *(("as near to the teacher as LCM", "as near"), ("less near to the teacher than LCM", "less near")),
+    ),
+    "fid": (
+        *("SPLAM has", -1, ("a lower FID than LCM", "a lower one")),
+        *(("the same FID as LCM", "the same"), ("a higher FID than LCM", "a higher one")),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -216,22 +238,31 @@ def glance(report: Report) -> pd.DataFrame:
 
 
 def finding(report: Report) -> tuple[str, str]:
-    """What was found in a sentence, and its numbers: where SPLAM is ahead of LCM, by the gap closed or else by FID."""
-    measures = {
-        column: glance(report)[column].unstack(0).reindex(columns=["LCM", "SPLAM"]).dropna()
-        for column in ("gap_closed", "fid")
-    }
-    measure = next((column for column, found in measures.items() if len(found)), "")
+    """What was found in a sentence, and its numbers: SPLAM beside LCM, by the gap closed or else by FID.
+
+    Of three seeds or more, the two are alike where the t interval of their difference has both signs.
+    """
+    pictures = report.params.pictures
+    rows = where(report.metrics.rows, dataset="unseen", final=True).set_index(["steps", "seed"])
+    ours, theirs = (where(rows, run=run) for run in (pictures.splam, pictures.lcm))
+    apart = {measure: (ours[measure] - theirs[measure]).dropna() for measure in FINDINGS}
+    measure = next((name for name, values in apart.items() if len(values)), "")
     if not measure:
         return "Nothing has been measured yet.", ""
-    found, gap = measures[measure], measure == "gap_closed"
-    ahead = (found["SPLAM"] > found["LCM"]) if gap else (found["SPLAM"] < found["LCM"])
-    sides = {"": listed(ahead.index[ahead]), "not ": listed(ahead.index[~ahead])}
-    said = " but ".join(f"{no}in {steps}" for no, steps in sides.items() if steps)
-    values = {name: ", ".join(tables.written(measure, value) for value in found[name]) for name in found}
-    verb = "SPLAM comes nearer to the teacher than LCM" if gap else "SPLAM's FID is below LCM's"
-    what = "Of the gap between the undistilled network and the teacher, SPLAM closes" if gap else "It is"
-    return f"{verb} {said}.", f"{what} {values['SPLAM']}, LCM {values['LCM']} (in {listed(found.index)})."
+    verb, sign, *words = FINDINGS[measure]
+    sides = (sign * apart[measure]).groupby("steps").agg(_side)
+    clauses = [(word, sides.index[sides == k]) for k, word in enumerate(words) if (sides == k).any()]
+    said = ", ".join(f"{word[i > 0]} in {listed(steps)}" for i, (word, steps) in enumerate(clauses))
+    means = {name: side[measure].groupby("steps").mean()[sides.index] for name, side in (("S", ours), ("L", theirs))}
+    values = {name: ", ".join(tables.written(measure, value) for value in found) for name, found in means.items()}
+    gap = "Of the gap between the undistilled network and the teacher, SPLAM closes"
+    what = gap if measure == "gap_closed" else "It is"
+    return f"{verb} {said}.", f"{what} {values['S']}, LCM {values['L']} (in {listed(sides.index)})."
+
+
+def _side(ahead: pd.Series) -> int:
+    low, high = interval(ahead, 0.95) if len(ahead) > 2 else (ahead.mean(), ahead.mean())
+    return 0 if low > 0 else 2 if high < 0 else 1
 
 
 def tally(verdicts: pd.DataFrame) -> str:

@@ -21,6 +21,14 @@ def test_ablations_are_kept_apart_and_a_hash_stays_a_text(tmp_path):
     assert len(metrics.world) and len(metrics.latency) and len(metrics.delta)
 
 
+def test_a_file_of_a_header_alone_adds_nothing(tmp_path):
+    folder = write_metrics(tmp_path / "tiny", seeds=1) / "metrics"
+    known = load_metrics(folder).delta
+    (folder / "delta").mkdir()
+    known.iloc[:0].to_csv(folder / "delta/none.csv", index=False)
+    pd.testing.assert_frame_equal(load_metrics(folder).delta, known)
+
+
 @pytest.mark.parametrize("column", ["fid_name", "clip_name", "references", "captions"])
 def test_rows_of_one_dataset_that_differ_in_kind_are_named(column):
     mixed = ROWS.assign(**{column: ["this", "that"]})

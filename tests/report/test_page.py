@@ -89,8 +89,11 @@ def test_summary_says_what_was_found_and_names_every_verdict(report):
     gap = where(rows, run=report.params.pictures.lcm, dataset="unseen", steps=1, final=True)["gap_closed"].mean()
     assert glance(seen).loc[("LCM", 1), "gap_closed"] == gap and f", LCM {gap:.0%}, " in finding(seen)[1]
     assert finding(seen)[0] == "SPLAM comes nearer to the teacher than LCM in 1, 2 and 4 steps."
+    pictures = seen.params.pictures.model_copy(update={"lcm": seen.params.pictures.splam, "splam": "lcm-w3-k20"})
+    swapped = dataclasses.replace(seen, params=seen.params.model_copy(update={"pictures": pictures}))
+    assert finding(swapped)[0] == "SPLAM comes less near to the teacher than LCM in 1, 2 and 4 steps."
     no_gap = dataclasses.replace(seen.metrics, rows=rows.assign(gap_closed=float("nan")))
-    assert finding(dataclasses.replace(seen, metrics=no_gap))[0].startswith("SPLAM's FID is below LCM's in 1, 2 and")
+    assert finding(dataclasses.replace(seen, metrics=no_gap))[0].startswith("SPLAM has a lower FID than LCM in 1, 2")
 
 
 def test_claims_are_counted_where_several_seeds_judge_them(report):
