@@ -266,12 +266,18 @@ def _side(ahead: pd.Series) -> int:
 
 
 def tally(verdicts: pd.DataFrame) -> str:
-    """How many claims hold, SPLAM with the scaled input; empty where most have too few seeds for a verdict."""
+    """How many claims hold, SPLAM with the scaled input; empty where most have no verdict."""
     ours = verdicts[verdicts["variant"].isin(["", "scaled input"])].groupby("id")["verdict"].first()
-    if (ours == FEW_SEEDS).mean() > 0.5:
+    if ours.isin([FEW_SEEDS, MISSING]).mean() > 0.5:
         return ""
-    words = {HOLDS: "hold", FAILS: "do not hold", NOISE: "are within noise", CANNOT_TELL: "cannot be told"}
-    said = [f"{(ours == verdict).sum()} {text}" for verdict, text in words.items() if (ours == verdict).any()]
+    counts = ours.value_counts().to_dict()
+    words = {  # of one, of several
+        HOLDS: ("holds", "hold"),
+        FAILS: ("does not hold", "do not hold"),
+        NOISE: ("is within noise", "are within noise"),
+        CANNOT_TELL: ("cannot be told", "cannot be told"),
+    }
+    said = [f"{counts[verdict]} {text[counts[verdict] > 1]}" for verdict, text in words.items() if verdict in counts]
     return f"Of the paper's {len(ours)} claims, {', '.join(said)}."
 
 

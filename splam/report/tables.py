@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from splam.report.metrics import MEASURES, SECOND_DRAW, Metrics, distinct, expand, steps_text, variants, where
+from splam.report.metrics import MEASURES, Metrics, distinct, expand, steps_text, variants, where
 
 CONTENT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
 TABLES: dict[str, dict[str, Any]] = CONTENT["tables"]
@@ -72,6 +72,8 @@ def build_table(name: str, metrics: Metrics, pipelines: Collection[str] = ()) ->
     cited = paper[~paper.set_index(keys).index.isin(found.set_index(keys).index)]
     cited = cited.assign(method=cited["base"], dataset=None, source="cited")
     found = found.merge(paper, how="left", on=keys)
+    known = (found["source"] == "measured") | found.filter(like="paper_").notna().any(axis=1)
+    found = found[known.groupby(found["base"]).transform("any")]
     whole = pd.concat([found, cited]).reindex(columns=CONTENT["saved"])
     whole = whole.astype(dict.fromkeys(("steps", "seeds", "images", "skip", "iteration"), "Int64"))
     return whole[[column for column in whole if column in CONTENT["always"] or whole[column].notna().any()]]
@@ -116,7 +118,7 @@ def lay_out(table: pd.DataFrame, steps: tuple[int, ...] = ()) -> tuple[list[dict
         rows["line"] += [f", {steps_text(n)}" if n else "" for n in rows["steps"]]
     families = rows["family"].mask(rows["method"].isin(FLOORS), "Floors").ffill().bfill() if "family" in rows else ""
     rows["family"] = pd.Categorical(pd.Series(families, rows.index), CONTENT["families"])
-    apart = (rows["source"] != "measured") | rows["method"].isin([*FLOORS, "Teacher", SECOND_DRAW])
+    apart = (rows["source"] != "measured") | rows["method"].isin(FLOORS) | rows["method"].str.startswith("Teacher")
     groups = []
     for test, (measure, best) in itertools.product(rows["dataset"].unique(), CONTENT["best"].items()):
         if where(rows, dataset=test).reindex(columns=[measure, f"paper_{measure}"]).notna().any(axis=None):

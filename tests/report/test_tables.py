@@ -55,6 +55,15 @@ def test_every_number_of_the_paper_appears_and_never_fills_a_measured_cell(built
     assert cited[measured].isna().all().all() and cited["paper_fid"].notna().all()
 
 
+def test_a_control_has_its_rows_where_it_was_measured(built, metrics):
+    name = "Undistilled, guided"
+    assert name not in set(built["table1"]["method"]) and "LCM*" in set(built["table1"]["method"])
+    rows = where(metrics.rows, method="Undistilled").assign(method=name)
+    found = build_table("table1", changed(metrics, pd.concat([metrics.rows, rows])))
+    for steps in (1, 2, 4):
+        assert cell(found, name, steps)["fid"] == cell(found, "Undistilled", steps)["fid"]
+
+
 def test_table_2b_is_of_the_smaller_sample_and_latency_of_lcm_is_splams(built):
     assert set(where(built["table2b"], source="measured")["images"]) == {500}
     seconds = [cell(built["table2c"], method, 4)["latency_s"] for method in ("LCM (fix w)", "SPLAM (raw input)")]
