@@ -68,6 +68,7 @@ plan: $(INSTALLED)
 evidence: $(INSTALLED)
 	@export OMP_NUM_THREADS=1; said=$$(dvc repro --dry evidence/dvc.yaml); status=$$?; \
 	runs=$$(echo "$$said" | $(due)); if test -n "$$runs"; then \
+		echo "Due: $$(echo "$$runs" | grep -cF @) runs, ten minutes of a core each, then the students and the report."; \
 		echo "$$runs" | grep -F @ | xargs -r -P $(JOBS) -n 1 dvc --wait-for-lock repro -s && dvc repro evidence/dvc.yaml; \
 	elif test $$status = 0; then echo "The evidence is complete: nothing to run."; else exit $$status; fi
 
