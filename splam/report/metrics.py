@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 MEASURES = ("fid", "fid_teacher", "gap_closed", "kid", "precision", "recall", "rmse_teacher")
-MEASURES += ("clip_score", "clip_score_beside")
+MEASURES += ("clip_score", "clip_score_beside", "caption_accuracy")
 UNDISTILLED, SECOND_DRAW = "Undistilled", "Teacher, second draw"  # rows that gap_closed is reckoned from
 COMPARABLE = ("fid_name", "clip_name", "references", "captions")  # numbers that differ in these are never compared
 QUOTED = ("protocol", *COMPARABLE, "clip_name_beside", "dtype", "first_sample_seed", "sampler")
