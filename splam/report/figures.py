@@ -119,7 +119,7 @@ def plot(name: str, points: pd.DataFrame, metrics: Metrics) -> Figure:
         _lines(axis, points, panel)
         _scales(axis, points, panel)
         axis.set(xlabel=panel["xlabel"].format(**labels), ylabel=panel["ylabel"].format(**labels))
-        title = textwrap.wrap(panel["title"], 78 if len(panels) == 1 else 58)
+        title = textwrap.wrap(panel["title"], 78 if len(panels) == 1 else 52)
         axis.set_title("\n".join(title), loc="left", fontsize=10.5)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color="#dddddd", linewidth=0.7)

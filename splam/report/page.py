@@ -276,6 +276,8 @@ def tally(verdicts: pd.DataFrame) -> str:
         FAILS: ("does not hold", "do not hold"),
         NOISE: ("is within noise", "are within noise"),
         CANNOT_TELL: ("cannot be told", "cannot be told"),
+        FEW_SEEDS: ("has too few seeds", "have too few seeds"),
+        MISSING: ("is not measured", "are not measured"),
     }
     said = [f"{counts[verdict]} {text[counts[verdict] > 1]}" for verdict, text in words.items() if verdict in counts]
     return f"Of the paper's {len(ours)} claims, {', '.join(said)}."
