@@ -13,23 +13,14 @@ import pandas as pd
 MEASURES = ("fid", "fid_teacher", "gap_closed", "kid", "precision", "recall", "rmse_teacher")
 MEASURES += ("clip_score", "clip_score_beside", "caption_accuracy")
 UNDISTILLED, SECOND_DRAW = "Undistilled", "Teacher, second draw"  # rows that gap_closed is reckoned from
+CONTROLS = (UNDISTILLED, "Undistilled, guided", "Teacher, w = 1")  # what was never distilled
 COMPARABLE = ("fid_name", "clip_name", "references", "captions")  # numbers that differ in these are never compared
 QUOTED = ("protocol", *COMPARABLE, "clip_name_beside", "dtype", "first_sample_seed", "sampler")
 TEXTS = ("system", "run", "method", "variant", "dataset", *QUOTED)
 COLUMNS = (
     *(*TEXTS, *MEASURES, "guidance_scale", "skip", "multiple_estimation", "seed", "iteration", "steps", "images"),
-    *(
-        "final",
-        "ablation",
-        "t",
-        "gamma",
-        "delta_rms",
-        "delta_rms_se",
-        "delta_l2",
-        "delta_l2_se",
-        "x0_error_rms",
-        "rmse",
-    ),
+    *("final", "ablation", "t", "gamma"),
+    *("delta_rms", "delta_rms_se", "delta_l2", "delta_l2_se", "x0_error_rms", "rmse"),
     *("seconds_median", "unet_seconds_median"),
 )
 
@@ -77,6 +68,8 @@ def _frame(frames: list[pd.DataFrame]) -> pd.DataFrame:
     frames = [pd.DataFrame(columns=list(COLUMNS), dtype=float), *(frame for frame in frames if len(frame))]
     frame = pd.concat(frames, ignore_index=True)  # a file of a header alone would make numbers objects
     texts = {name: frame[name].astype(object).where(frame[name].notna(), "") for name in TEXTS}
+    seeds = pd.to_numeric(texts["first_sample_seed"]).astype("Int64").astype(str)  # 1000000 and 1e+06 are one
+    texts["first_sample_seed"] = seeds.replace("<NA>", "")
     return frame.assign(**texts, final=~frame["final"].isin([False]), ablation=frame["ablation"].isin([True]))
 
 

@@ -34,27 +34,12 @@ from splam.report.rules import (
 FOLDER = Path(__file__).parent
 TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 ALL, SOME, NONE = "as claimed", "partly as claimed", "not as claimed"  # directions of a single seed
-GLYPHS = {
-    HOLDS: "✓",
-    FAILS: "✕",
-    NOISE: "≈",
-    CANNOT_TELL: "?",
-    REPORTED: "·",
-    ALL: "✓",
-    SOME: "◐",
-    NONE: "✕",
-    MISSING: "–",
-}
+GLYPHS = {HOLDS: "✓", FAILS: "✕", NOISE: "≈", CANNOT_TELL: "?", REPORTED: "·", MISSING: "–"}
+GLYPHS |= {ALL: "✓", SOME: "◐", NONE: "✕"}
 SHARE = {"better": HOLDS, "worse": FAILS}  # what ablations call their verdicts
-FINDINGS = {  # by what; its better sign; SPLAM ahead, alike and behind, as it is said first and later in a sentence
-    "gap_closed": (
-        *("SPLAM comes", 1, ("nearer to the teacher than LCM", "nearer")),
-        *(("as near to the teacher as LCM", "as near"), ("less near to the teacher than LCM", "less near")),
-    ),
-    "fid": (
-        *("SPLAM has", -1, ("a lower FID than LCM", "a lower one")),
-        *(("the same FID as LCM", "the same"), ("a higher FID than LCM", "a higher one")),
-    ),
+FINDINGS = {  # of a measure: its better sign, and what SPLAM is where it is ahead of LCM and where it is behind
+    "gap_closed": (1, "comes nearer to the teacher than LCM", "comes less near to the teacher than LCM"),
+    "fid": (-1, "has a lower FID than LCM", "has a higher FID than LCM"),
 }
 
 
@@ -142,28 +127,15 @@ def write_files(report: Report, folder: Path, samples: Path) -> dict[str, dict[s
 def write_page(report: Report, folder: Path, drawn: dict[str, dict[str, Any]], pipeline: str = "dvc.yaml") -> Path:
     """Write index.html beside what write_files wrote and returned, with the stages of a dvc.yaml; returns its path."""
     quoted = report.metrics.evaluations.groupby("dataset")[list(QUOTED)]
-    page = TEMPLATES.get_template("report.html.j2").render(
-        report=report,
-        finding=finding(report),
-        tally=tally(report.verdicts),
-        drawn=drawn,
-        claims=CLAIMS,
-        marks=marks(report.verdicts, report.parts),
-        glyphs=GLYPHS,
-        places=places,
-        figures=FIGURES,
-        tables=tables,
-        where=where,
-        steps_text=steps_text,
-        protocol=quoted.agg(lambda values: "; ".join(sorted(set(values) - {""}))).to_dict(),
-        real=REAL,
-        teacher=TEACHER,
-        commit=made.commit(),
-        machine=made.machine(),
-        stages=made.stages(pipeline),
-        executed=pipeline == "dvc.yaml",
-        parameters=yaml.safe_dump(report.params.model_dump(mode="json"), sort_keys=False, default_flow_style=None),
-    )
+    values = report.params.model_dump(mode="json")
+    content = {"report": report, "drawn": drawn, "finding": finding(report), "tally": tally(report.verdicts)}
+    content |= {"claims": CLAIMS, "marks": marks(report.verdicts, report.parts), "glyphs": GLYPHS, "figures": FIGURES}
+    content |= {"real": REAL, "teacher": TEACHER, "commit": made.commit(), "machine": made.machine()}
+    content |= {"stages": made.stages(pipeline), "executed": pipeline == "dvc.yaml"}
+    content |= {"protocol": quoted.agg(lambda values: "; ".join(sorted(set(values) - {""}))).to_dict()}
+    content |= {"parameters": yaml.safe_dump(values, sort_keys=False, default_flow_style=None)}
+    helpers = {"places": places, "tables": tables, "where": where, "steps_text": steps_text}
+    page = TEMPLATES.get_template("report.html.j2").render(content | helpers)
     (folder / "index.html").write_text(page)
     return folder / "index.html"
 
@@ -172,7 +144,7 @@ def marks(verdicts: pd.DataFrame, parts: pd.DataFrame) -> dict[str, list[dict[st
     """Each claim's verdicts with their `state`, a key of GLYPHS: of too few seeds, how many comparisons go its way."""
     found = {name: [] for name in CLAIMS}
     for row in verdicts.to_dict("records"):
-        own = where(parts, id=row["id"], variant=row["variant"], fid_of=REAL).dropna(subset=["estimate"])
+        own = where(parts, id=row["id"], variant=(row["variant"], ""), fid_of=REAL).dropna(subset=["estimate"])
         agree = (own["excess"] < 0).mean()
         direction = ALL if agree == 1 else NONE if agree == 0 else SOME
         found[row["id"]].append({**row, "state": direction if row["verdict"] == FEW_SEEDS else row["verdict"]})
@@ -194,8 +166,11 @@ def places(parts: pd.DataFrame) -> list[dict[str, Any]]:
         for row, where_drawn in zip(rows.to_dict("records"), at.to_dict("records"), strict=True):
             agrees = ALL if row["excess"] < 0 else NONE
             state = agrees if row["verdict"] == FEW_SEEDS else SHARE.get(row["verdict"], row["verdict"])
+            said = state if "alone" in row else row["verdict"]  # a study claims nothing
+            said += f", alone: {row['alone']}" if row["verdict"] == CANNOT_TELL else ""
             bounds = (row["low"], row["high"]) if row["low"] < row["high"] else ()
-            found.append({**row, "at": where_drawn, "state": state, "text": number(unit, row["estimate"], *bounds)})
+            text = number(unit, row["estimate"], *bounds)
+            found.append({**row, "at": where_drawn, "state": state, "said": said, "text": text})
     return found
 
 
@@ -221,7 +196,8 @@ def notebooks_to_html(executed: Path, out: Path) -> None:
     lab = (FOLDER / "notebook.html.j2").read_text()
     exporter = HTMLExporter(raw_template=lab, filters={"markdown2html": markdown2html})
     out.mkdir(parents=True, exist_ok=True)
-    pages = {out / f"{path.stem}.html": path for path in sorted(executed.glob("*.ipynb"))}
+    done = [path for path in sorted(executed.glob("*.ipynb")) if not path.match("*.failed.ipynb")]
+    pages = {out / f"{path.stem}.html": path for path in done}
     for page, path in pages.items():
         page.write_text(exporter.from_filename(str(path))[0])
     (out / "index.html").write_text(TEMPLATES.get_template("notebooks.html.j2").render(pages=pages))
@@ -240,7 +216,7 @@ def glance(report: Report) -> pd.DataFrame:
 def finding(report: Report) -> tuple[str, str]:
     """What was found in a sentence, and its numbers: SPLAM beside LCM, by the gap closed or else by FID.
 
-    Of three seeds or more, the two are alike where the t interval of their difference has both signs.
+    Of three seeds or more, the two are not told apart where the t interval of their difference has both signs.
     """
     pictures = report.params.pictures
     rows = where(report.metrics.rows, dataset="unseen", final=True).set_index(["steps", "seed"])
@@ -249,20 +225,32 @@ def finding(report: Report) -> tuple[str, str]:
     measure = next((name for name, values in apart.items() if len(values)), "")
     if not measure:
         return "Nothing has been measured yet.", ""
-    verb, sign, *words = FINDINGS[measure]
+    sign, *words = FINDINGS[measure]
     sides = (sign * apart[measure]).groupby("steps").agg(_side)
-    clauses = [(word, sides.index[sides == k]) for k, word in enumerate(words) if (sides == k).any()]
-    said = ", ".join(f"{word[i > 0]} in {listed(steps)}" for i, (word, steps) in enumerate(clauses))
+    at = {side: listed(counts) for side, counts in sides.index.groupby(sides).items()}
+    said = [f"SPLAM {word} in {at[side]}" for side, word in zip((1, -1), words, strict=True) if side in at]
+    said += [f"in {at[0]} the seeds do not tell {'them' if said else 'SPLAM and LCM'} apart"] if 0 in at else []
+    said = "; ".join(said)
+    both = f"{_setting(ours.iloc[0])} and {_setting(theirs.iloc[0])} at w = {ours['guidance_scale'].iloc[0]:g}."
     means = {name: side[measure].groupby("steps").mean()[sides.index] for name, side in (("S", ours), ("L", theirs))}
     values = {name: ", ".join(tables.written(measure, value) for value in found) for name, found in means.items()}
     gap = "Of the gap between the undistilled network and the teacher, SPLAM closes"
     what = gap if measure == "gap_closed" else "It is"
-    return f"{verb} {said}.", f"{what} {values['S']}, LCM {values['L']} (in {listed(sides.index)})."
+    return (
+        f"{said[0].upper()}{said[1:]}.",
+        f"{both} {what} {values['S']}, LCM {values['L']} (in {listed(sides.index)}).",
+    )
+
+
+def _setting(row: pd.Series) -> str:
+    """'SPLAM (k = 100 with ME, scaled input)'."""
+    path = f"k = {row['skip']:g}" + " with ME" * bool(row["multiple_estimation"] and row["skip"] > 20)
+    return f"{row['method'].removesuffix(' (fix w)')} ({', '.join(filter(None, [path, row['variant']]))})"
 
 
 def _side(ahead: pd.Series) -> int:
     low, high = interval(ahead, 0.95) if len(ahead) > 2 else (ahead.mean(), ahead.mean())
-    return 0 if low > 0 else 2 if high < 0 else 1
+    return 1 if low > 0 else -1 if high < 0 else 0
 
 
 def tally(verdicts: pd.DataFrame) -> str:
@@ -280,7 +268,7 @@ def tally(verdicts: pd.DataFrame) -> str:
         MISSING: ("is not measured", "are not measured"),
     }
     said = [f"{counts[verdict]} {text[counts[verdict] > 1]}" for verdict, text in words.items() if verdict in counts]
-    return f"Of the paper's {len(ours)} claims, {', '.join(said)}."
+    return f"Of the paper's {len(ours)} claims, with the scaled input, {', '.join(said)}."
 
 
 def listed(counts: Iterable[float]) -> str:

@@ -17,13 +17,12 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from splam.report.metrics import Metrics, by_seed, steps_text, where
+from splam.report.metrics import CONTROLS, Metrics, by_seed, steps_text, where
 
 HOLDS, FAILS, NOISE = "holds", "does not hold", "within noise"
 FEW_SEEDS, MISSING = "fewer than three seeds, not tested", "not measured"
 CANNOT_TELL, REPORTED = "cannot tell", "reported, not judged"
 CONTENT = yaml.safe_load((Path(__file__).parent / "claims.yaml").read_text())
-CONTROLS = ("Undistilled", "Undistilled, guided", "Teacher, w = 1")
 SD_CLIP_MARGIN = 0.2
 SD_CLIP_RANGE = 25.0  # assumed range of Stable Diffusion's CLIP score: Table 1's best, 31.5, less its noise, about 6
 BELOW, ABOVE = (-math.inf, 0.0), (0.0, math.inf)
@@ -116,12 +115,13 @@ class Part:
         return f"{self.label}: {self.unit.removeprefix('ln ')} {said}{direction}{self.note}"
 
     def record(self) -> dict[str, object]:
-        """The part as a row of claims_parts.csv and of the page."""
+        """The part as a row of claims_parts.csv and of the page; alone: its verdict if there were no controls."""
         numbers = {"estimate": self.estimate, "low": self.bounds[0], "high": self.bounds[1]}
         region = {"accept_low": self.accept[0], "accept_high": self.accept[1], "excess": self.excess}
         seeds = {"values": " ".join(f"{value:.4g}" for value in self.values)}
         seeds["seeds"] = len(self.values) if self.rule != "value" else None
-        facts = {"verdict": self.verdict, "controls": "; ".join(self.controls)}
+        facts = {"verdict": self.verdict, "alone": replace(self, controls=()).verdict}
+        facts |= {"controls": "; ".join(self.controls), "note": self.note.strip(" ()")}
         return {"part": self.label, "unit": self.unit, **numbers, **region, **seeds, **facts}
 
     def told(self, **controls: Sequence[float]) -> "Part":
@@ -206,10 +206,15 @@ def compare(metrics: Metrics, entry: dict[str, Any], variant: str) -> Iterator[P
         lost += [f"no {name} of {short(side)}, {text}"] if found.empty else []
     lost += [f"CLIP score floors of {entry['dataset']}"] if math.isnan(accept[0]) else []
 
+    b = b[b.index.isin(a.index)]  # a control is judged by the seeds of the part
+
     def paired(side: pd.Series) -> tuple[float, ...]:
         return ln_ratio(side, b) if entry["metric"] == "fid" else tuple((side - b).dropna())
 
+    trained = [found["iteration"].max() for found in rows]
     facts = {"missing": "".join(lost[:1]), "judged": entry.get("judged", True)}
+    if np.min(trained) > 0 and trained[0] != trained[1]:  # nan of a solver
+        facts["note"] = " (after {:g} and {:g} iterations)".format(*trained)
     part = Part(label(entry, systems, steps), unit, paired(a), accept, level, **facts)
     w, drawn = systems[0]["guidance_scale"], where(metrics.rows, final=True, dataset=entry["dataset"], steps=steps[0])
     controls = {name: where(drawn, method=name, guidance_scale=w) for name in CONTROLS}

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from splam.report.metrics import MEASURES, Metrics, distinct, expand, steps_text, variants, where
+from splam.report.metrics import CONTROLS, MEASURES, SECOND_DRAW, Metrics, distinct, expand, steps_text, variants, where
 
 CONTENT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
 TABLES: dict[str, dict[str, Any]] = CONTENT["tables"]
@@ -55,13 +55,10 @@ def measured(table: dict[str, Any], metrics: Metrics, pipelines: Collection[str]
 
 
 def compared(found: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
-    """Rows with their latency, and splam_ratio: the FID of SPLAM in 4 steps (scaled input if measured) over theirs."""
+    """Rows with their latency."""
     seconds = latency.rename(columns={"method": "base", "seconds_median": "latency_s"})[["base", "steps", "latency_s"]]
     as_lcm = where(seconds, base="SPLAM").assign(base="LCM (fix w)")  # both publish the same network
-    found = found.merge(pd.concat([seconds, as_lcm]), how="left", on=["base", "steps"])
-    ours = where(found, base="SPLAM", steps=4).set_index("variant")["fid"]
-    ours = ours.reindex(["scaled input", "raw input"]).dropna()
-    return found.assign(splam_ratio=(ours.iloc[0] if len(ours) else math.nan) / found["fid"].where(found["steps"] > 0))
+    return found.merge(pd.concat([seconds, as_lcm]), how="left", on=["base", "steps"])
 
 
 def build_table(name: str, metrics: Metrics, pipelines: Collection[str] = ()) -> pd.DataFrame:
@@ -107,18 +104,18 @@ def lay_out(table: pd.DataFrame, steps: tuple[int, ...] = ()) -> tuple[list[dict
     """How the paper prints a table: its groups of columns, a measure on a test set each, and its rows.
 
     steps: the numbers of steps with a column each in every group. Rows of one `line` share it; families are in their
-    order; MEASURE_best is whether a row is the best of its column, the teacher and the floors apart.
+    order; MEASURE_best is whether a row is the best of its column; floors, the teacher and its network apart.
     """
     scales = table.get("guidance_scale", pd.Series(dtype=float))
     rows = table.assign(dataset=table["dataset"].fillna(table["dataset"].iloc[0]), line=table["method"])
     if scales.nunique() > 1:
         rows["line"] += scales.map(", w = {:g}".format, na_action="ignore").fillna("")
-    rows["steps"] = rows["steps"].fillna(0).astype(int)
+    rows = rows.assign(**rows.reindex(columns=["steps", "seeds"]).fillna(0).astype(int))
     if not steps:
         rows["line"] += [f", {steps_text(n)}" if n else "" for n in rows["steps"]]
     families = rows["family"].mask(rows["method"].isin(FLOORS), "Floors").ffill().bfill() if "family" in rows else ""
     rows["family"] = pd.Categorical(pd.Series(families, rows.index), CONTENT["families"])
-    apart = (rows["source"] != "measured") | rows["method"].isin(FLOORS) | rows["method"].str.startswith("Teacher")
+    apart = (rows["source"] != "measured") | rows["method"].isin([*FLOORS, *CONTROLS, "Teacher", SECOND_DRAW])
     groups = []
     for test, (measure, best) in itertools.product(rows["dataset"].unique(), CONTENT["best"].items()):
         if where(rows, dataset=test).reindex(columns=[measure, f"paper_{measure}"]).notna().any(axis=None):

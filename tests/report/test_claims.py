@@ -154,13 +154,12 @@ def test_seen_combinations_count_where_both_were_drawn_for_them(metrics):
 
 
 def test_c10_slopes_recover_a_power_law_in_k(empty):
-    """The undistilled network, flat in SPLAM's place, is behind LCM too: that tells nothing."""
-    rows = [
-        runs({"LCM (fix w)": [10.0 * k**0.5] * 3, "SPLAM": [10.0 * k**0.2] * 3}, w=3, skip=k) for k in (20, 50, 100)
-    ]
-    found = parts("C10", empty, rows=pd.concat(rows))
-    assert [part.estimate for part in found] == pytest.approx([0.5, 0.2, 0.3])
-    assert [part.verdict for part in found] == [HOLDS, HOLDS, CANNOT_TELL]
+    """Beside a SPLAM that improves with k, the undistilled network, flat in LCM's place, worsens more as well."""
+    for power, told in ((0.2, [HOLDS, HOLDS, HOLDS]), (-0.2, [HOLDS, FAILS, CANNOT_TELL])):
+        fids = {k: {"LCM (fix w)": [10.0 * k**0.5] * 3, "SPLAM": [10.0 * k**power] * 3} for k in (20, 50, 100)}
+        found = parts("C10", empty, rows=pd.concat(runs(both, w=3, skip=k) for k, both in fids.items()))
+        assert [part.estimate for part in found] == pytest.approx([0.5, power, 0.5 - power])
+        assert [part.verdict for part in found] == told
 
 
 def test_c11_reports_k_200_without_judging_it(empty):

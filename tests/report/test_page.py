@@ -92,6 +92,9 @@ def test_summary_says_what_was_found_and_names_every_verdict(report):
     pictures = seen.params.pictures.model_copy(update={"lcm": seen.params.pictures.splam, "splam": "lcm-w3-k20"})
     swapped = dataclasses.replace(seen, params=seen.params.model_copy(update={"pictures": pictures}))
     assert finding(swapped)[0] == "SPLAM comes less near to the teacher than LCM in 1, 2 and 4 steps."
+    noise = dataclasses.replace(seen.metrics, rows=rows.assign(gap_closed=(rows["seed"] - 1) * rows["skip"]))
+    said = finding(dataclasses.replace(seen, metrics=noise))[0]
+    assert said == "In 1, 2 and 4 steps the seeds do not tell SPLAM and LCM apart."
     no_gap = dataclasses.replace(seen.metrics, rows=rows.assign(gap_closed=float("nan")))
     assert finding(dataclasses.replace(seen, metrics=no_gap))[0].startswith("SPLAM has a lower FID than LCM in 1, 2")
 
@@ -102,14 +105,14 @@ def test_claims_are_counted_where_several_seeds_judge_them(report):
     assert sum(map(int, re.findall(r"(\d+) (?=hold|do|are|is|cannot|ha)", said))) == 18
     assert tally(report.verdicts.assign(verdict=FEW_SEEDS)) == tally(report.verdicts.assign(verdict=MISSING)) == ""
     one = report.verdicts.assign(verdict=["holds" if id == "C9" else "cannot tell" for id in report.verdicts["id"]])
-    assert tally(one) == "Of the paper's 18 claims, 1 holds, 17 cannot be told."
+    assert tally(one) == "Of the paper's 18 claims, with the scaled input, 1 holds, 17 cannot be told."
 
 
 def test_notebook_pages_open_offline_with_their_formulas(tmp_path):
     text = "# A\n\n$z_{\\gamma,t} = \\gamma z_t$ but `$HOME`, see [paper](https://arxiv.org)\n\n$$\\alpha_t < 1$$\n"
     code = new_code_cell("print(1)", outputs=[new_output("stream", text="1\n")], execution_count=1)
     (tmp_path / "executed").mkdir()
-    for name in ("b", "a"):
+    for name in ("b", "a", "c.failed"):
         nbformat.write(new_notebook(cells=[new_markdown_cell(text), code]), tmp_path / f"executed/{name}.ipynb")
     notebooks_to_html(tmp_path / "executed", tmp_path / "html")
     path = tmp_path / "html/a.html"
@@ -118,6 +121,7 @@ def test_notebook_pages_open_offline_with_their_formulas(tmp_path):
     assert "https://arxiv.org" in named(path, "href")
     assert page.count("<math") == 2 and "<code>$HOME</code>" in page and "\\alpha" not in page
     assert {"a.html", "b.html", "../index.html"} <= named(tmp_path / "html/index.html", "href")
+    assert not list((tmp_path / "html").glob("c*"))  # what a stage has left that failed
     first = contents(tmp_path / "html")
     notebooks_to_html(tmp_path / "executed", tmp_path / "html")
     assert contents(tmp_path / "html") == first
