@@ -24,6 +24,7 @@ from splam.method.schedule import Schedule
 from splam.networks.teacher import Teacher, float32_output, tiny_scheduler, tiny_text_encoder
 
 STEPS = 20  # timed, of each row
+CHOICES = False, True  # whether to compile, and to checkpoint gradients
 BLOCKS = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
 VAE = {"sample_size": 512, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2} | BLOCKS
 TRAINING = {"batch_size": 12, "learning_rate": 8e-6, "lora_rank": 64, "condition_width": 256}  # 12: the authors', a GPU
@@ -67,7 +68,7 @@ def measure(run: Run, teacher: Teacher) -> Row:
 def compare(teacher: Teacher, folder: Path = FOLDER) -> None:
     """Write both files: of the first, a grid, and a micro-batch of each run of sd15-night."""
     runs, adapters = [], {"full": None, "LoRA": "lora"}
-    for name, k, compiled, checkpointing in product(adapters, (20, 100), (False, True), (False, True)):
+    for name, k, compiled, checkpointing in product(adapters, (20, 100), CHOICES, CHOICES):
         kept = {"compile": compiled, "gradient_checkpointing": checkpointing}
         runs.append((name, a_run("splam", k, adapters[name], **kept, **TRAINING)))
     night = profile("sd15-night", "training.gradient_accumulation_steps=1")

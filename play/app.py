@@ -115,7 +115,7 @@ def page(params: Params, scales: list[float], play: Callable) -> gradio.Blocks:
             caption = gradio.Textbox(examples[0], label="Caption", scale=3)
             steps = gradio.Radio([1, 2, 4], value=4, label="Steps of the students")
             w = gradio.Radio(
-                [(f"{scale:g}", scale) for scale in scales], value=scales[0], label="w of their distillation"
+                [(f"{scale:g}", scale) for scale in scales], value=scales[0], label="Guidance scale w of the students"
             )
             seed = gradio.Number(0, label="Seed", precision=0, minimum=0)
         if params.data.kind == "shapes":

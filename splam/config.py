@@ -106,8 +106,7 @@ class Training(Strict):
     batch_size: PositiveInt  # of one forward pass of one process
     gradient_accumulation_steps: PositiveInt = 1
     learning_rate: PositiveFloat
-    lr_warmup_steps: int = Field(ge=0)
-    lr_schedule: Literal["constant", "linear"] = "constant"  # after the warm-up; linear ends at 0
+    lr_warmup_steps: int = Field(ge=0)  # constant after them
     weight_decay: float = Field(ge=0)
     max_grad_norm: PositiveFloat
     ema_decay: float = Field(ge=0, lt=1)  # mu
@@ -294,9 +293,13 @@ def _disagreements(params: Params) -> Iterator[str]:
             yield f"{key}.guidance_scale = {run.guidance_scale:g} is not one of trajectories.guidance_scales"
     if data.kind != "shapes" and (not data.shards, not data.folder) != (data.kind == "folder", data.kind == "laion"):
         yield f"data: kind {data.kind} needs {'shards' if data.kind == 'laion' else 'folder'}, and not the other"
-    if (data.kind == "shapes" or not data.coco) and params.evaluation.small_images > params.evaluation.images:
-        yield "evaluation.small_images are the first of evaluation.images: there are fewer"
     pictures, latency, datasets = params.pictures, params.latency, params.evaluation.datasets
+    if data.kind == "shapes" or not data.coco:  # unseen-small is the first of unseen
+        if params.evaluation.small_images > params.evaluation.images:
+            yield "evaluation.small_images are the first of evaluation.images: there are fewer"
+        others = [entry.datasets for entry in (*params.baselines.values(), *params.pipelines.values())]
+        if any("unseen-small" in asked for asked in (*datasets.values(), *others)):
+            yield "datasets: unseen-small is measured with unseen, without being named, where there is no data.coco"
     named = {"delta.runs": params.delta.runs, "evaluation.datasets": datasets}
     named["latency"] = [latency.run, latency.lora]
     named["pictures"] = [*pictures.guidance_runs, pictures.lcm, pictures.splam, *pictures.gallery]
@@ -339,11 +342,8 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     if not path.is_file():
         raise ParamsError(f"there is no {path}: {remedy}")
     try:
-        content = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8-sig")))
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ParamsError(f"{path}, line {line}: not UTF-8: save the file as UTF-8") from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ParamsError(f"{path} cannot be read: {error}") from None
     if isinstance(content, dict):
         return content

@@ -9,12 +9,15 @@ the network is not used: of a hub, only the local cache is looked at.
 
 import hashlib
 import itertools
+import math
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from braceexpand import braceexpand
 
 from splam.config import ROOT, CocoData, Params, PictureData, Pipeline, parse
 from splam.data.coco import SPLITS, coco_prompts, load_coco
@@ -39,7 +42,7 @@ def check(what: str, remedy: str, load: Callable[[], object]) -> Line:
     try:
         return OK, f"{what}: {load()}"
     except Exception as error:  # what a damaged file raises is up to the library that reads it
-        reason = str(error) if isinstance(error, OSError | ValueError | RuntimeError) else repr(error)
+        reason = isinstance(error, OSError | ValueError | RuntimeError) and str(error) or repr(error)
         return PROBLEM, f"{what}: {reason.splitlines()[0]}: {remedy}"
 
 
@@ -99,12 +102,14 @@ def same_file(folder: Path, original: str) -> str:
 
 def shards(data: PictureData) -> Iterator[Line]:
     """Findings about the training images: every shard is opened, and its first samples are read."""
-    names: dict[str, None] = {}
-    for pattern in data.shards:
+    names, lost = {}, []
+    for pattern in itertools.chain.from_iterable(map(braceexpand, data.shards)):
         try:
             names |= dict.fromkeys(expand_shards([pattern]))
         except DataError as error:
-            yield PROBLEM, f"{error} (img2dataset makes them: docs/stable-diffusion.md has its command)"
+            lost.append(f"{error} (img2dataset makes them: docs/stable-diffusion.md has its command)")
+    if lost:
+        yield PROBLEM, lost[0] + f"; so with {len(lost) - 1:,} more" * (len(lost) > 1)
     faults = {name: fault for name in names if (fault := shard_fault(name, data))}
     for name, fault in faults.items():
         yield PROBLEM, f"shard {name}: {fault}: download it again, or take it out of data.shards"
@@ -194,9 +199,15 @@ def machine(params: Params, pipeline: Teacher) -> Iterator[Line]:
     parts = pipeline.unet, pipeline.vae, pipeline.text_encoder
     unet, *others = (4 * sum(weight.numel() for weight in part.parameters()) for part in parts)
     kept = (unet + sum(others)) * (1 + len(runs)) + unet * sum(len(run.training.snapshots) for run in runs)
-    scratch = 4 * unet * KEEP  # a student, its average and two moments
+    coco = getattr(params.data, "coco", None)
+    size, scales = coco.image_size if coco else pipeline.image_size, params.trajectories.guidance_scales
+    kept += 3 * size**2 * params.evaluation.images * len(scales)
+    scratch = 4 * unet * (KEEP + 1)  # a student, its average and two moments; one more while it is written
+    for settings in params.latents.values():
+        numbers = math.prod(pipeline.latent_shape) + pipeline.empty[0].numel()
+        scratch += settings.images * numbers * getattr(torch, settings.dtype).itemsize
     needed, free = (2 * kept + scratch) / 1e9, shutil.disk_usage(ROOT).free / 1e9
-    text = f"{needed:,.1f} GB for the teacher and {len(runs)} students, both in DVC's cache too, and for checkpoints"
+    text = f"{needed:,.1f} GB for the teacher, its images and {len(runs)} students, all in DVC's cache too, and scratch"
     room = "make room, or take runs out (--set runs.NAME=null)"
     yield (OK, f"{text}; {free:,.1f} are free") if needed < free else (PROBLEM, f"{text}: {room}")
     gpus, processes = torch.cuda.device_count(), max(run.training.processes for run in runs)

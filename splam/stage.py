@@ -21,8 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL_ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),  # this checkout first
@@ -53,6 +51,7 @@ def read_parameters(notebook: Path, assignments: list[str]) -> dict[str, Any]:
     Raises StageError for a name that the notebook's cell tagged `parameters` does not assign.
     """
     import nbformat
+    from omegaconf import OmegaConf
 
     try:
         cells = [c for c in nbformat.read(notebook, 4).cells if "parameters" in c.metadata.get("tags", [])]
@@ -61,8 +60,8 @@ def read_parameters(notebook: Path, assignments: list[str]) -> dict[str, Any]:
     known = re.findall(r"^(\w+) *[:=]", "\n".join(cell.source for cell in cells), re.MULTILINE)
     parameters = {}
     for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        value = yaml.safe_load(text)
+        name, equals, _ = assignment.partition("=")
+        value = OmegaConf.from_dotlist([assignment]).get(name)  # YAML, with 1e-3 a number
         if not equals or not isinstance(value, str | int | float | bool):
             raise StageError(f"{assignment!r} is not name=value, with a string, a number, true or false")
         if name not in known:

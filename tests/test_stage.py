@@ -66,7 +66,7 @@ def test_two_executions_give_the_same_bytes_and_progress_is_seen(notebook, tmp_p
     )
     outs = [tmp_path / "made" / f"{i}.ipynb" for i in range(2)]
     for out in outs:
-        stage.main([str(path), "--out", str(out), "run=b", "scale=2.5"])
+        stage.main([str(path), "--out", str(out), "run=b", "scale=25e-1"])
     first, second = (out.read_bytes() for out in outs)
     assert first == second
     assert sorted(outs[0].parent.iterdir()) == outs  # neither temporary nor failed files

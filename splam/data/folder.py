@@ -19,7 +19,7 @@ TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 def read_folder(name: str) -> Iterator[Sample]:
-    """The pictures of data.folder, in an order by hash of their paths, which are their keys.
+    """The pictures of data.folder, in an order by hash of their paths; their names are their keys.
 
     What has a caption and no picture, or the reverse, is a sample too, to be counted. Raises DataError for a folder
     that is not there, is empty, or whose captions could be read in two ways.

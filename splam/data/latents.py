@@ -3,6 +3,7 @@
 Crops are then fixed, and so is which of the autoencoder's latents is taken.
 """
 
+import contextlib
 import json
 import math
 import shutil
@@ -39,20 +40,19 @@ def encode_store(
     plan = {"images": count * settings.batch_size, "dtype": settings.dtype, "facts": dict(facts)}
     _claim(folder, plan | dict(zip(PARTS, shapes, strict=True)))
     sizes = [settings.batch_size * math.prod(shape) * dtype.itemsize for shape in shapes]  # bytes of a batch
-    files = [(folder / f"{name}.bin").open("ab") for name in PARTS]
-    first = min(file.tell() // size for file, size in zip(files, sizes, strict=True))
-    for file, size in zip(files, sizes, strict=True):
-        file.truncate(first * size)
-    source = batches(first)
-    for number in tqdm(range(first, count), "latents", total=count, initial=first, unit="batch", mininterval=2):
-        for file, part in zip(files, encode(*next(source), number), strict=True):
-            kept = part.to("cpu", dtype).contiguous()
-            if not kept.isfinite().all():
-                raise DataError(f"{file.name}: values that {dtype} cannot hold: choose another dtype")
-            file.write(kept.view(torch.uint8).numpy().data)
-            file.flush()
-    for file in files:
-        file.close()
+    with contextlib.ExitStack() as opened:
+        files = [opened.enter_context((folder / f"{name}.bin").open("ab")) for name in PARTS]
+        first = min(file.tell() // size for file, size in zip(files, sizes, strict=True))
+        for file, size in zip(files, sizes, strict=True):
+            file.truncate(first * size)
+        source = batches(first)
+        for number in tqdm(range(first, count), "latents", total=count, initial=first, unit="batch", mininterval=2):
+            for file, part in zip(files, encode(*next(source), number), strict=True):
+                kept = part.to("cpu", dtype).contiguous()
+                if not kept.isfinite().all():
+                    raise DataError(f"{file.name}: values that {dtype} cannot hold: choose another dtype")
+                file.write(kept.view(torch.uint8).numpy().data)
+                file.flush()
 
 
 def _claim(folder: Path, plan: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class Stream:
             DataLoader(
                 self.samples,
                 batch_sampler=map(self._picks, itertools.count(start)),
-                collate_fn=_as_it_is,
+                collate_fn=tuple,  # as it is
                 num_workers=self.workers,
                 multiprocessing_context="spawn" if self.workers else None,  # forking is not safe beside CUDA or threads
                 generator=torch.Generator(),  # or else the loader draws its seed from torch's global source
@@ -73,10 +74,6 @@ class Stream:
         return [(row, f"{self.seed}/{number * whole + first + i}") for i, row in enumerate(rows)]
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
 def image_stream(
     data: ShapesData | PictureData, folder: Path, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
 ) -> Stream:
@@ -87,3 +84,8 @@ def image_stream(
     if data.kind == "shapes":
         return Stream(shapes.Split.load(folder / "train"), batch_size, seed, rank, ranks)
     return Stream(Pictures(data, folder / "training"), batch_size, seed, rank, ranks, data.workers)
+
+
+def training_facts(data: ShapesData | PictureData) -> dict[str, Any]:
+    """The settings that the images of a training depend on."""
+    return data.model_dump(mode="json", exclude={"workers", "max_broken_share", "test_images", "coco"})

@@ -132,11 +132,6 @@ def build(data: Data, folder: Path, seed: int) -> None:
     survey(data, folder)
 
 
-def check(data: Data, folder: Path) -> list[str]:
-    """Leaks of the tiny world, a sentence each; too much of real data that is of no use has stopped `build`."""
-    return shapes.leaks(folder) if data.kind == "shapes" else []
-
-
 def describe(data: Data, folder: Path) -> list[str]:
     """What the data are, in a few lines; of real data, what was read, what is used, and the most frequent faults."""
     if data.kind == "shapes":

@@ -6,6 +6,7 @@ so a checkpoint holds weights, moments and losses, but no generator's state.
 
 import contextlib
 import copy
+import json
 import math
 import os
 import shutil
@@ -22,8 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from splam.config import Params, ParamsError, Run, Training, suggestion
+from splam.data.images import DataError, built
 from splam.data.latents import LatentStore
-from splam.data.streams import Stream, image_stream, iteration_generator
+from splam.data.streams import Stream, image_stream, iteration_generator, training_facts
 from splam.distill.checkpoints import (
     KEEP,
     last_checkpoint,
@@ -163,11 +165,10 @@ def set_determinism(training: Training, device: str) -> None:
 
 
 def learning_rate(iteration: int, run: Run) -> float:
-    """Linear warm-up, then constant or falling linearly to 0."""
+    """Linear warm-up, then constant."""
     training = run.training
     peak = training.lora_learning_rate if run.adapter else training.learning_rate
-    warm = min(1.0, (iteration + 1) / max(1, training.lr_warmup_steps))
-    return peak * warm * (1 - iteration / training.iterations if training.lr_schedule == "linear" else 1.0)
+    return peak * min(1.0, (iteration + 1) / max(1, training.lr_warmup_steps))
 
 
 def train(job: Distillation, scratch: Path, out: Path) -> Iterator[float]:
@@ -243,8 +244,10 @@ def _open_source(params: Params, run: Run, teacher: Teacher, build: Path, data: 
     if run.training.source == "latents":
         store = LatentStore(build / "scratch/latents")
         stream = Stream(store, size, run.seed, rank, ranks, getattr(params.data, "workers", 0))
+        if store.plan != json.loads(built(build / "latents/summary.json", "latents").read_text())["plan"]:
+            raise DataError(f"{store.folder} holds other latents than the stage's: run it (dvc repro --force latents)")
         facts["latents"] = digest(store.folder / "index.json")
     else:
         stream = image_stream(params.data, data, size, run.seed, rank, ranks)
-        facts |= {f"data.{key}": value for key, value in params.data.model_dump(mode="json").items()}
+        facts |= {f"data.{key}": value for key, value in training_facts(params.data).items()}
     return OnlinePaths(stream, run, teacher, settings), facts

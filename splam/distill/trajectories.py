@@ -11,7 +11,7 @@ from splam.config import Params, Trajectories
 from splam.data import shapes
 from splam.data.images import to_pixels
 from splam.data.latents import encode_store
-from splam.data.streams import image_stream
+from splam.data.streams import image_stream, training_facts
 from splam.data.testsets import preview
 from splam.distill.paths import TrajectoryCache, digest
 from splam.method.sampling import draw_noise, generators
@@ -97,11 +97,11 @@ def encode_latents(params: Params, teacher: Teacher, data: Path, folder: Path) -
             latents = latents + std * draw_noise(generators(seeds), latents.shape[1:], latents.device)
         return latents.cpu(), teacher.embed(captions).cpu()
 
-    facts = {  # all that latents depend on, but for the test sets
+    facts = {
         "seed": params.seed,
         "batch_size": settings.batch_size,
         "latents": params.training.latents,
-        "data": params.data.model_dump(mode="json", exclude={"coco", "test_images"}),
+        "data": training_facts(params.data),
         "encoders": digest(*(teacher.folder / part for part in ("vae", "text_encoder", "tokenizer"))),
         "images": digest(data / images),
     }

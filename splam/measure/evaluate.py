@@ -35,16 +35,8 @@ from splam.networks.teacher import Teacher, open_teacher
 COLUMNS = (
     *("system", "run", "method", "variant", "guidance_scale", "skip", "multiple_estimation", "seed", "iteration"),
     *("final", "ablation", "steps", "dataset", "images", "fid", "fid_teacher", "kid", "precision", "recall"),
-    *(
-        "clip_score",
-        "clip_score_beside",
-        "caption_accuracy",
-        "rmse_teacher",
-        "protocol",
-        "fid_name",
-        "clip_name",
-        "clip_name_beside",
-    ),
+    *("clip_score", "clip_score_beside", "caption_accuracy", "rmse_teacher"),
+    *("protocol", "fid_name", "clip_name", "clip_name_beside"),
     *("references", "captions", "dtype", "first_sample_seed", "sampler"),
 )
 CURVE = "unseen-curve"  # Fig. 2b: the first images of the unseen set, at every snapshot

@@ -5,7 +5,6 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,13 +16,12 @@ from splam.networks.teacher import student_scheduler
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a model card says; numbers: rows of the evaluation with the same columns, protocol and fid among them."""
+    """What a model card says."""
 
     run: Run
     teacher: str
     data: str
     licence: str | None = None
-    numbers: tuple[dict[str, Any], ...] = ()
 
 
 def published_unet(student: nn.Module, run: Run) -> nn.Module:
@@ -70,14 +68,10 @@ def save_lora(student: nn.Module, folder: Path) -> None:
 
 def write_card(folder: Path, facts: CardFacts) -> None:
     """Write the model card, folder/README.md."""
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+    from huggingface_hub import ModelCard, ModelCardData
 
-    results = []
-    for row in facts.numbers:
-        what = {"dataset_type": row["protocol"], "dataset_name": row["protocol"], "metric_value": row["fid"]}
-        results.append(EvalResult("text-to-image", metric_type="fid", metric_args=row, **what))
     about = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": [facts.run.method, "distillation"]}
-    data = ModelCardData(**about, model_name=facts.run.name, eval_results=results or None)
+    data = ModelCardData(**about, model_name=facts.run.name)
     template = Path(__file__).with_name("card.md.j2")
     ModelCard.from_template(data, template_path=str(template), **vars(facts)).save(folder / "README.md")
 

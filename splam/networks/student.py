@@ -102,6 +102,7 @@ def guidance_embedding(guidance_scale: Tensor, width: int) -> Tensor:
 def load_unet(folder: Path, like: nn.Module) -> nn.Module:
     """A UNet's folder as a frozen float32 network, of the same class and on the same device as `like`."""
     unet = float32_output(type(like).from_pretrained(folder, torch_dtype=torch.float32))
+    unet.register_to_config(_name_or_path="")  # or else what is saved names a folder of this machine
     return unet.eval().requires_grad_(False).to(like.device, memory_format=torch.channels_last)
 
 

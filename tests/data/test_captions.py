@@ -17,7 +17,6 @@ def read(path, content: str | bytes) -> list[str]:
         ("a.csv", 'id,caption\n1,"two\nlines, one caption"\n2,"a ""dog"""\n', ["two lines, one caption", 'a "dog"']),
         ("a.csv", "id,caption\r\n1,a dog\r\n2,two cats\r\n", ["a dog", "two cats"]),
         ("a.csv", "\ufeffcaption,id\na dog,1\n", ["a dog"]),  # as Excel saves it
-        ("a.csv", "id, Text \n1,a dog\n", ["a dog"]),
         ("a.tsv", "prompt\tid\na dog, a cat\t1\n", ["a dog, a cat"]),
         ("a.csv", "caption\nnull\nNA\n", ["null", "NA"]),
         ("a.csv", "caption\na\u2028b\n\x85c\u2029d\n", ["a b", "c d"]),
@@ -36,12 +35,8 @@ def test_published_forms_are_read_to_the_letter(tmp_path, name, content, expecte
     "name, content, message",
     [
         ("a.txt", "", "holds no captions; it must be a .csv or .tsv"),
-        ("a.csv", "id,caption\n", "holds no captions; it must be"),
-        ("a.json", "[]", "holds no captions; it must be"),
         ("a.txt", "a dog\n\ntwo cats\n", "empty captions, the first is number 2"),
-        ("a.csv", "caption\na dog\n \n", "empty captions, the first is number 2"),
         ("a.json", '["a dog", null]', r"not a list of captions \(its JSON is no list of texts or objects"),
-        ("a.jsonl", '{"text": "a dog"}\n{"text": null}\n', r"empty captions, the first is number 2 \(None\)"),
         ("a.jsonl", '{"text": "a dog"}\n{"txt": "a cat"}\n', r"empty captions, the first is number 2 \(None\)"),
         ("a.json", '{"caption": "a dog"}', "its JSON is no list of texts or objects.*columns caption, text, prompt"),
         ("a.csv", "id,caption\n1,a dog, a cat\n", "line 2 has 3 fields, the header 2: quote what contains ','"),
@@ -54,7 +49,6 @@ def test_published_forms_are_read_to_the_letter(tmp_path, name, content, expecte
         ("a.csv", "a dog\na cat\n", r"its columns are a dog\); it must be .*columns caption, text, prompt"),
         ("a.parquet", "PAR1", "its name ends in '.parquet'"),
         ("a.txt", "Hündchen".encode("latin-1"), "is not a list of captions .*utf-8.*; it must be .*in UTF-8"),
-        ("a.csv", "id,caption\n".encode("utf-16"), "is not a list of captions .*in UTF-8"),
     ],
 )
 def test_what_is_ambiguous_or_missing_is_named(tmp_path, name, content, message):

@@ -138,7 +138,7 @@ def test_a_folder_is_trained_on_and_tested_with(settings, tmp_path):
         real, references = (np.concatenate(list(images)) for images in (held.real(16), held.references()))
         assert real[:, 0, 0, 0].tolist() == [4 * int(prompt.split()[1]) for prompt in held.prompts]
         assert references.shape == (8, 256, 256, 3) and not set(references[:, 0, 0, 0]) & set(real[:, 0, 0, 0])
-    assert "to train on" in testsets.describe(settings, out)[1] and testsets.check(settings, out) == []
+    assert "to train on" in testsets.describe(settings, out)[1]
     assert testsets.preview(settings, out, 5, seed=0)[0].shape == (5, 16, 16, 3)
 
 

@@ -49,10 +49,10 @@ def test_shapes_are_drawn_from_the_first_pictures_and_measured_by_the_others(sha
 
 
 def test_leaks_of_the_shapes_are_told(shapes_folder, tmp_path):
-    assert testsets.check(SHAPES, shapes_folder) == []
+    assert shapes.leaks(shapes_folder) == []
     for name, source in {"train": "unseen", "unseen": "unseen", "seen": "seen"}.items():
         shapes.Split.load(shapes_folder / source).save(tmp_path / name)
-    problems = " ".join(testsets.check(SHAPES, tmp_path))
+    problems = " ".join(shapes.leaks(tmp_path))
     assert "unseen triples were trained on" in problems and "14 pictures of the unseen set were trained on" in problems
 
 

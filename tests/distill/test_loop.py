@@ -121,10 +121,9 @@ def test_a_diverging_run_stops_and_says_so(teacher, cache, tmp_path, monkeypatch
     assert not (tmp_path / "out").exists()
 
 
-def test_learning_rate_warms_up_and_falls():
-    training = {"iterations": 10, "lr_warmup_steps": 2, "learning_rate": 1.0, "lr_schedule": "linear"}
-    rates = [learning_rate(i, small_run(training=training)) for i in range(10)]
-    assert rates[0] == 0.5 and rates[1] == pytest.approx(0.9) and rates[9] == pytest.approx(0.1)
+def test_learning_rate_warms_up():
+    training = {"iterations": 10, "lr_warmup_steps": 2, "learning_rate": 1.0}
+    assert [learning_rate(i, small_run(training=training)) for i in range(4)] == [0.5, 1, 1, 1]
     assert learning_rate(5, small_run("splam lora", training={"lora_learning_rate": 0.25})) == 0.25
 
 
@@ -140,15 +139,6 @@ def test_a_gradient_does_not_depend_on_how_it_is_computed(teacher, how):
     plain, other = ([parameter.grad for parameter, _ in job.trained] for job in jobs)
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
     torch.testing.assert_close(other, plain, rtol=1e-3, atol=2e-5)
-
-
-def test_the_average_moves_after_the_optimizers_step_and_by_one_minus_mu(teacher):
-    job = started(teacher, batch_size=2, gradient_accumulation_steps=2)
-    before = weights(job.target)
-    job.gradients(0)
-    assert torch.equal(weights(job.target), before)
-    job.step(0)
-    torch.testing.assert_close(weights(job.target), 0.9 * before + 0.1 * weights(job.student))
 
 
 def test_the_fused_optimizer_takes_the_plain_ones_step(teacher):

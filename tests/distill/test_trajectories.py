@@ -1,9 +1,12 @@
 """The stages that a training reads: the trajectory cache, and latents that are what a training would have encoded."""
 
+import json
+
 import pytest
 import torch
 
 from splam.data import shapes
+from splam.data.images import DataError
 from splam.data.latents import LatentStore
 from splam.data.streams import image_stream
 from splam.distill.loop import open_distillation
@@ -99,7 +102,7 @@ def test_latents_of_other_data_are_replaced_and_of_other_test_sets_are_not(shard
     made, data = shards
     encode_latents(made(), teacher, data, tmp_path / "out")
     plan = LatentStore(tmp_path / "out").plan
-    encode_latents(made("data.coco.folder=elsewhere"), teacher, data, tmp_path / "out")
+    encode_latents(made("data.coco.folder=elsewhere", "data.workers=3"), teacher, data, tmp_path / "out")
     assert LatentStore(tmp_path / "out").plan == plan
     with (data / "training/files.json").open("a") as files:
         files.write("\n")
@@ -111,11 +114,20 @@ def test_a_training_reads_them_and_knows_others(shards, teacher, teacher_folder,
     made, data = shards
     params, folder = made(), tmp_path / "scratch/latents"
     (tmp_path / "teacher").symlink_to(teacher_folder)
+
+    def encode(params):
+        encode_latents(params, teacher, data, folder)
+        (tmp_path / "latents").mkdir(exist_ok=True)
+        (tmp_path / "latents/summary.json").write_text(json.dumps({"plan": LatentStore(folder).plan}))
+
     with pytest.raises(FileNotFoundError, match="run the latents stage first, or set training.source to data"):
         open_distillation(params, RUN, tmp_path, data)
-    encode_latents(params, teacher, data, folder)
+    encode(params)
     job = open_distillation(params, RUN, tmp_path, data)
     assert job.source.batch(0, 0, 2).path.z_t.shape == (4, 4, 8, 8)
-    encode_latents(made("latents.train.dtype=float32"), teacher, data, folder)
+    encode(made("latents.train.dtype=float32"))
     other = open_distillation(params, RUN, tmp_path, data)
     assert {key for key, value in job.parameters.items() if other.parameters[key] != value} == {"latents"}
+    encode_latents(params, teacher, data, folder)  # as for another profile, whose summary went back to DVC's cache
+    with pytest.raises(DataError, match="holds other latents than the stage's: run it"):
+        open_distillation(params, RUN, tmp_path, data)

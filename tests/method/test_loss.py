@@ -10,7 +10,6 @@ from diffusers import LCMScheduler
 from splam.method import loss
 from splam.method.schedule import ddim_grid, to_epsilon
 from splam.method.solver import guided_epsilon, sub_path
-from splam.method.subpath import sub_path_point
 from tests.method import reference
 
 GAMMA = torch.tensor([0.05, 0.9, 0.3, 0.5, 0.7, 0.97], dtype=torch.float64)
@@ -91,24 +90,6 @@ def test_gamma_one_is_latent_consistency_distillation(schedule, straight, schedu
     ours = loss.distillation_loss(network, network, path, torch.ones(6), loss.Objective(schedule, distance="l2"))
     theirs = (consistency(path.z_t, path.t) - consistency(path.z_s, path.s)).square().mean()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
-
-
-def test_what_the_networks_are_given(schedule, straight):
-    """The student: the point, its noise level, t and gamma. The target: the end of the path, and gamma = 1."""
-    path, seen = straight[0], {"student": [], "target": []}
-    networks = [lambda *given, found=found: found.extend(given) or given[0] for found in seen.values()]
-    loss.distillation_loss(*networks, path, GAMMA, loss.Objective(schedule))
-    student = (*sub_path_point(path, GAMMA, schedule), path.t, GAMMA)
-    target = (path.z_s, schedule.sigma(path.s), path.s, torch.ones(6).double())
-    for found, due in zip(seen.values(), (student, target), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(found, due, strict=True))
-
-
-def test_gradient_goes_to_the_student_alone(schedule, straight):
-    weight, target = (torch.ones((), dtype=torch.float64, requires_grad=True) for _ in range(2))
-    networks = (lambda z, sigma, t, gamma, w=w: w * z for w in (weight, target))
-    loss.distillation_loss(*networks, straight[0], GAMMA, loss.Objective(schedule)).backward()
-    assert weight.grad.abs() > 0 and target.grad is None
 
 
 @pytest.mark.parametrize(("law", "power"), [((1.0, 1.0), 1.0), ((2.0, 1.0), 0.5)])

@@ -44,9 +44,8 @@ SAMPLING = {"thresholding": True, "clip_sample": True, "timestep_spacing": "trai
 SAMPLING |= {"timestep_scaling": 3.0, "original_inference_steps": 100, "rescale_betas_zero_snr": True}
 
 
-@pytest.mark.parametrize("entry", SAMPLING)
-def test_how_the_teacher_is_sampled_changes_no_image_of_a_student(teacher, tmp_path, entry):
-    changed(teacher.folder, tmp_path / "copy", CONFIG, **{entry: SAMPLING[entry]})
+def test_how_the_teacher_is_sampled_changes_no_image_of_a_student(teacher, tmp_path):
+    changed(teacher.folder, tmp_path / "copy", CONFIG, **SAMPLING)
     images = []
     for folder in (teacher.folder, tmp_path / "copy"):
         export_pipeline(teacher.unet, folder, tmp_path / "out")
@@ -104,17 +103,12 @@ def test_the_authors_unet_is_folded_exactly(teacher, generator, tmp_path):
         load_authors_unet(teacher.folder / "unet")
 
 
-def test_a_card_holds_the_facts_and_the_numbers(tmp_path):
-    row = {"steps": 4, "fid": 10.1, "images": 30000, "protocol": "coco30k"}
-    write_card(tmp_path, CardFacts(small_run(), "some/teacher", "shapes", "CreativeML Open RAIL-M", (row,)))
-    card = ModelCard.load(tmp_path / "README.md")
-    result = card.data.eval_results[0]
-    assert (result.dataset_name, result.metric_value, result.metric_args["steps"]) == ("coco30k", 10.1, 4)
-    for part in ("`some/teacher`", "40, multiple estimation", "guidance_scale=1,", "RAIL-M", "| 4 | 10.1 | 30000 |"):
-        assert part in card.text
-    assert "| iterations, global batch | 4, 4 |" in card.text
-    with pytest.raises(KeyError, match="protocol"):  # no number is quoted without it
-        write_card(tmp_path, CardFacts(small_run(), "some/teacher", "shapes", numbers=({"fid": 10.1},)))
+def test_a_card_holds_the_facts(tmp_path):
+    write_card(tmp_path, CardFacts(small_run(), "some/teacher", "shapes", "CreativeML Open RAIL-M"))
+    text = ModelCard.load(tmp_path / "README.md").text
+    for part in ("`some/teacher`", "40, multiple estimation", "guidance_scale=1,", "RAIL-M", "evaluate/run.csv"):
+        assert part in text
+    assert "| iterations, global batch | 4, 4 |" in text
     write_card(tmp_path, CardFacts(small_run("lcm_star"), "tiny", "shapes"))
     text = (tmp_path / "README.md").read_text()
-    assert "Nothing has been measured" in text and "guidance_scale=3," in text and "Not stated" in text
+    assert "guidance_scale=3," in text and "Not stated" in text

@@ -69,10 +69,3 @@ def test_a_stage_names_the_sections_that_its_notebook_reads(stages):
             read = set(re.findall(r"\bparams\.(\w+)", source_of(entry(stage)))) & sections
             # A caption that 30_distill draws on the way is no result.
             assert read - {"pictures"} <= named | {"profile"}, name
-
-
-@pytest.mark.parametrize("key", ["evaluation.gate", "expected_minutes", "pictures.prompts"])
-def test_what_is_only_shown_makes_no_run_again(stages, key):
-    for name in (name for name in stages if name.startswith(("distill", "evaluate", "baselines"))):
-        keys = {key for dep in stages[name].deps for key in getattr(dep, "params", [])}
-        assert not any(key == named or key.startswith(f"{named}.") for named in keys), name

@@ -58,12 +58,6 @@ def test_plots_show_has_losses_and_figures(project):
     assert figures <= set(shown) and any("losses" in name for name in shown), list(shown)
 
 
-def test_local_inputs_that_change_are_noticed(project):
-    (project.folder / "splam/data/shapes.py").write_text("# other shapes")
-    assert "modified:           splam/data/shapes.py" in project.dvc("status", "data-build")
-    restored(project)
-
-
 def test_another_profile_and_back_leaves_no_trace(project):
     for profile, *targets in (("rehearsal", f"evaluate@{LCM}"), ("smoke",)):
         project.run("make", "-s", "switch", f"PROFILE={profile}")

@@ -56,14 +56,6 @@ def test_nothing_is_left_to_do_in_a_clone(clone):
     assert clone.run("git", "status", "--porcelain") == ""
 
 
-def test_a_change_without_meaning_is_committed_and_nothing_runs(clone):
-    (clone.folder / "splam/config.py").write_text("# another comment\n")
-    assert "splam/config.py" in clone.dvc("status", PIPELINE)
-    clone.dvc("commit", "-f", PIPELINE)
-    assert not clone.stages(clone.dvc("repro", PIPELINE))
-    assert set(clone.run("git", "diff", "--name-only").split()) == {"evidence/dvc.lock", "splam/config.py"}
-
-
 def test_another_parameter_of_one_run_runs_that_one(clone):
     path = clone.folder / "evidence/params.yaml"
     params = yaml.safe_load(path.read_text())
