@@ -44,6 +44,7 @@ def cpu_clock() -> float:
 def in_turn(cases: Cases, rounds: int, clock: Callable[[], float] = cpu_clock) -> pd.DataFrame:
     """Seconds of every case; a round calls each once, every other round in reverse, and the first is not counted."""
     seconds: dict[Any, list[float]] = {name: [] for name in cases}
+    gc.freeze()  # or each collection searches all that the libraries hold, for longer than a step
     for i in range(rounds + 1):
         for name in list(cases)[:: 1 if i % 2 else -1]:
             gc.collect()
