@@ -228,7 +228,8 @@ def finding(report: Report) -> tuple[str, str]:
     sign, *words = FINDINGS[measure]
     sides = (sign * apart[measure]).groupby("steps").agg(_side)
     at = {side: listed(counts) for side, counts in sides.index.groupby(sides).items()}
-    said = [f"SPLAM {word} in {at[side]}" for side, word in zip((1, -1), words, strict=True) if side in at]
+    who = iter(("SPLAM", "it"))
+    said = [f"{next(who)} {word} in {at[side]}" for side, word in zip((1, -1), words, strict=True) if side in at]
     said += [f"in {at[0]} the seeds do not tell {'them' if said else 'SPLAM and LCM'} apart"] if 0 in at else []
     said = "; ".join(said)
     both = f"{_setting(ours.iloc[0])} and {_setting(theirs.iloc[0])} at w = {ours['guidance_scale'].iloc[0]:g}."
