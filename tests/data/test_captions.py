@@ -17,6 +17,7 @@ def read(path, content: str | bytes) -> list[str]:
         ("a.csv", 'id,caption\n1,"two\nlines, one caption"\n2,"a ""dog"""\n', ["two lines, one caption", 'a "dog"']),
         ("a.csv", "id,caption\r\n1,a dog\r\n2,two cats\r\n", ["a dog", "two cats"]),
         ("a.csv", "\ufeffcaption,id\na dog,1\n", ["a dog"]),  # as Excel saves it
+        ("a.csv", "id, Text \n1,a dog\n", ["a dog"]),
         ("a.tsv", "prompt\tid\na dog, a cat\t1\n", ["a dog, a cat"]),
         ("a.csv", "caption\nnull\nNA\n", ["null", "NA"]),
         ("a.csv", "caption\na\u2028b\n\x85c\u2029d\n", ["a b", "c d"]),

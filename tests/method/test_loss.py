@@ -92,6 +92,13 @@ def test_gamma_one_is_latent_consistency_distillation(schedule, straight, schedu
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
 
 
+def test_gradient_goes_to_the_student_alone(schedule, straight):
+    weight, target = (torch.ones((), dtype=torch.float64, requires_grad=True) for _ in range(2))
+    networks = (lambda z, sigma, t, gamma, w=w: w * z for w in (weight, target))
+    loss.distillation_loss(*networks, straight[0], GAMMA, loss.Objective(schedule)).backward()
+    assert weight.grad.abs() > 0 and target.grad is None
+
+
 @pytest.mark.parametrize(("law", "power"), [((1.0, 1.0), 1.0), ((2.0, 1.0), 0.5)])
 def test_gamma_draws(law, power):
     """Beta(2, 1) is the square root of a uniform number; laws and shares of ones leave the uniform numbers paired."""
