@@ -35,7 +35,7 @@ def latencies(metrics: Metrics, variant: str) -> Iterator[Part]:
             calls = many * (1 + (high > 1)) / (few * (1 + (low > 1)))
             value = (math.log(lasting / brief / calls),)
             whole = f"the whole {long / short:.2f}, the paper's {paper[slow] / paper[fast]:.2f}"
-            note = f" ({calls:g} times the calls; {whole})"
+            note = f"{calls:g} times the calls; {whole}"
         near = (-math.log(1.1), math.log(1.1))
         part = Part(f"{slow} / {fast}", "ln ratio of UNet seconds a call", value, near, rule="value", note=note)
         yield replace(part, values=tuple(v for v in value if not math.isnan(v)))
@@ -82,7 +82,7 @@ def overtaken(metrics: Metrics, variant: str) -> Iterator[Part]:
     ends = (common[0], common[-1]) if len(common) > 1 else (None, None)
     for name, at, accept in zip(("first", "last"), ends, (ABOVE, BELOW), strict=True):
         values = () if at is None else ln_ratio(ours[at], lcm[at])
-        note = "" if at is None else f" ({at:g} iterations)"
+        note = "" if at is None else f"{at:g} iterations"
         part = Part(f"SPLAM / LCM at the {name} evaluation", FID_UNIT, values, accept, note=note)
         yield part.told(**{UNDISTILLED: () if at is None else ln_ratio(control[at], lcm[at])})
 
@@ -116,7 +116,7 @@ def convergence(metrics: Metrics, variant: str) -> Iterator[Part]:
     (first, ours), *others = ((name, reach(fids, goals)) for name, fids in curves.items())
     for name, slow in others:
         late = censored[first], censored[name]
-        note = " ({} and {} censored)".format(*late) if any(late) else ""
+        note = "{} and {} censored".format(*late) if any(late) else ""
         label, judged = f"SPLAM k = 100 + ME / {short(system(name, ''))}", name != "lcm-3-k100-me"
         facts = {"note": note, "missing": few, "judged": judged}
         if judged or len(slow):
@@ -134,8 +134,7 @@ def neighbours(metrics: Metrics, variant: str) -> Iterator[Part]:
         chosen.append(where(rows, method=UNDISTILLED, **at))
         sums = [side.groupby("seed")[["delta_rms", "x0_error_rms"]].sum() for side in chosen]
         values, errors = (ln_ratio(sums[0][column], sums[1][column]) for column in sums[0])
-        ratio = f"x0 error ratio {math.exp(np.mean(errors)):.3f}" if values else ""
-        note = f" ({ratio}; the paper: about 0.9 at t = 800)"
+        note = f"x0 error ratio {math.exp(np.mean(errors)):.3f}; the paper: about 0.9 at t = 800" if values else ""
         part = Part(f"delta {name}", "ln ratio of delta", values, BELOW, note=note)
         yield part.told(**{UNDISTILLED: ln_ratio(sums[2]["delta_rms"], sums[1]["delta_rms"])})
 

@@ -112,7 +112,8 @@ class Part:
     def __str__(self) -> str:
         direction = (" (as claimed)" if self.excess < 0 else " (not as claimed)") * math.isnan(self.bounds[0])
         said = number(self.unit, self.estimate, *(() if self.rule == "value" else self.bounds))
-        return f"{self.label}: {self.unit.removeprefix('ln ')} {said}{direction}{self.note}"
+        note = f" ({self.note})" * bool(self.note)
+        return f"{self.label}: {self.unit.removeprefix('ln ')} {said}{direction}{note}"
 
     def record(self) -> dict[str, object]:
         """The part as a row of claims_parts.csv and of the page; alone: its verdict if there were no controls."""
@@ -121,7 +122,7 @@ class Part:
         seeds = {"values": " ".join(f"{value:.4g}" for value in self.values)}
         seeds["seeds"] = len(self.values) if self.rule != "value" else None
         facts = {"verdict": self.verdict, "alone": replace(self, controls=()).verdict}
-        facts |= {"controls": "; ".join(self.controls), "note": self.note.strip(" ()")}
+        facts |= {"controls": "; ".join(self.controls), "note": self.note}
         return {"part": self.label, "unit": self.unit, **numbers, **region, **seeds, **facts}
 
     def told(self, **controls: Sequence[float]) -> "Part":
@@ -214,7 +215,7 @@ def compare(metrics: Metrics, entry: dict[str, Any], variant: str) -> Iterator[P
     trained = [found["iteration"].max() for found in rows]
     facts = {"missing": "".join(lost[:1]), "judged": entry.get("judged", True)}
     if np.min(trained) > 0 and trained[0] != trained[1]:  # nan of a solver
-        facts["note"] = " (after {:g} and {:g} iterations)".format(*trained)
+        facts["note"] = "after {:g} and {:g} iterations".format(*trained)
     part = Part(label(entry, systems, steps), unit, paired(a), accept, level, **facts)
     w, drawn = systems[0]["guidance_scale"], where(metrics.rows, final=True, dataset=entry["dataset"], steps=steps[0])
     controls = {name: where(drawn, method=name, guidance_scale=w) for name in CONTROLS}
