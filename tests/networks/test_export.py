@@ -9,7 +9,7 @@ from diffusers import LCMScheduler, UNet2DConditionModel
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from splam.method.sampling import generators, sample_consistency
+from splam.method.sampling import draw_noise, generators, sample_consistency
 from splam.networks.export import CardFacts, export_pipeline, load_authors_unet, published_unet, save_lora, write_card
 from splam.networks.student import make_student, published_network
 from splam.networks.teacher import assemble_teacher, call_unet, load_teacher
@@ -79,7 +79,8 @@ def test_a_lora_file_makes_the_teacher_the_merged_student(sd_teacher, tmp_path, 
     assert len(adapter) == sum("lora_" in name for name, _ in student.named_parameters())
     stock = stock_pipeline(sd_teacher.folder)
     stock.load_lora_weights(tmp_path)
-    z, t, captions = torch.ones(2, *sd_teacher.latent_shape), torch.tensor([19, 999]), sd_teacher.embed(PROMPTS)
+    z, t = draw_noise(generators([7, 8]), sd_teacher.latent_shape), torch.tensor([19, 999])
+    captions = sd_teacher.embed(PROMPTS)
     with torch.no_grad():
         merged = call_unet(published_unet(student, run), z, t, captions)
         torch.testing.assert_close(call_unet(stock.unet, z, t, captions), merged, rtol=1e-3, atol=1e-3)
