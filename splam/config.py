@@ -74,7 +74,7 @@ class PictureData(Strict):
     workers: int = Field(4, ge=0)  # reading processes of each rank; 0 reads in the training process
     smallest_side: PositiveInt = 64  # pixels; a smaller picture is of no use, and counted
     largest_ratio: float = Field(8, ge=1)  # of a picture's sides; of a longer one a square shows too little
-    max_broken_share: Share = 0.01  # of samples that are of no use: splam.data.samples.PROBLEMS
+    max_broken_share: Share = 0.01  # of samples that are of no use: splam.data.samples
     held_out_share: float = Field(0.01, gt=0, lt=1)  # of the samples, by hash of their keys or files' names
     test_images: PositiveInt  # captions drawn from a test set of our own; as many more are references
     coco: CocoData | None = None  # the unseen sets; without it they are of the pictures held out

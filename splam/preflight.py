@@ -17,8 +17,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from braceexpand import braceexpand
-
 from splam.config import ROOT, CocoData, Params, PictureData, Pipeline, parse
 from splam.data.coco import SPLITS, coco_prompts, load_coco
 from splam.data.images import DataError
@@ -102,33 +100,29 @@ def same_file(folder: Path, original: str) -> str:
 
 def shards(data: PictureData) -> Iterator[Line]:
     """Findings about the training images: every shard is opened, and its first samples are read."""
-    names, lost = {}, []
-    for pattern in itertools.chain.from_iterable(map(braceexpand, data.shards)):
+    try:
+        names = expand_shards(data.shards)
+    except DataError as error:
+        yield PROBLEM, f"{error} (img2dataset makes them: docs/stable-diffusion.md has its command)"
+        return
+    good = []
+    for name in names:
         try:
-            names |= dict.fromkeys(expand_shards([pattern]))
+            peek(name, data)
+            good.append(name)
         except DataError as error:
-            lost.append(f"{error} (img2dataset makes them: docs/stable-diffusion.md has its command)")
-    if lost:
-        yield PROBLEM, lost[0] + f"; so with {len(lost) - 1:,} more" * (len(lost) > 1)
-    faults = {name: fault for name in names if (fault := shard_fault(name, data))}
-    for name, fault in faults.items():
-        yield PROBLEM, f"shard {name}: {fault}: download it again, or take it out of data.shards"
-    if good := [name for name in names if name not in faults]:
+            yield PROBLEM, str(error)
+    if good:
         size = sum((ROOT / name).stat().st_size for name in good) / 1e9
         yield OK, f"{len(good):,} shards, {size:,.1f} GB; of each, the first samples can be trained on"
 
 
-def shard_fault(shard: str, data: PictureData) -> str:
-    """What is wrong with the first samples of a shard; empty if nothing is."""
+def peek(shard: str, data: PictureData) -> None:
+    """Raise DataError if none of the first samples of a shard can be trained on."""
     tally = Tally(1.0)
-    try:
-        first = [opened(sample, 8, data, tally) for sample in itertools.islice(read_shard(shard, tally), PEEK)]
-    except DataError:
-        return "it holds no samples"
-    if tally.counts["truncated shards"]:
-        return "it is no whole tar archive"
-    sound = any(image is not None for image in first)
-    return "" if sound else f"none of its first {PEEK} samples is an image with a caption (.jpg and .txt)"
+    first = [opened(sample, 8, data, tally) for sample in itertools.islice(read_shard(shard, tally), PEEK)]
+    if all(image is None for image in first):
+        raise DataError(f"shard {shard}: its first samples are of no use: {tally}: take it out of data.shards")
 
 
 def folder(data: PictureData) -> list[Line]:
@@ -145,13 +139,11 @@ def folder(data: PictureData) -> list[Line]:
 def coco(data: CocoData, wanted: dict[str, int]) -> Iterator[Line]:
     """Findings about COCO's images and caption lists; wanted: captions of "coco30k" and "coco5k" that are drawn."""
     for name, split in SPLITS.items():
-        zips = f"zips/{split}.zip", f"annotations/annotations_trainval{split[3:]}.zip"
         key = f"data.coco.captions_{name.removeprefix('coco')}"
         try:
             prompts = coco_prompts(found := load_coco(Path(data.folder), split), name, data)
         except DataError as error:
-            fetch = f" (wget {' '.join(f'http://images.cocodataset.org/{file}' for file in zips)})"
-            yield PROBLEM, f"{error}{fetch if 'unpack' in str(error) else ''}"
+            yield PROBLEM, str(error)
             continue
         yield OK, f"{split}: {len(found.images):,} images"
         if len(prompts.captions) < wanted[name]:

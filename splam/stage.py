@@ -50,14 +50,13 @@ def read_parameters(notebook: Path, assignments: list[str]) -> dict[str, Any]:
 
     Raises StageError for a name that the notebook's cell tagged `parameters` does not assign.
     """
-    import nbformat
+    import papermill
     from omegaconf import OmegaConf
 
     try:
-        cells = [c for c in nbformat.read(notebook, 4).cells if "parameters" in c.metadata.get("tags", [])]
+        known = papermill.inspect_notebook(notebook)
     except (OSError, ValueError) as error:
         raise StageError(f"{notebook} cannot be read: {error}") from None
-    known = re.findall(r"^(\w+) *[:=]", "\n".join(cell.source for cell in cells), re.MULTILINE)
     parameters = {}
     for assignment in assignments:
         name, equals, _ = assignment.partition("=")
@@ -153,28 +152,12 @@ def load_ipython_extension(shell: Any) -> None:
 def launch(module: str, *arguments: str, processes: int = 1) -> None:
     """Run `python -m module arguments` from a notebook, as `processes` ranks of torchrun where that is over 1.
 
-    Its output goes to this process's stderr, so that it is seen but not kept in the executed notebook. It is sent
-    SIGTERM when this process ends, however it ends (on Linux). Raises RuntimeError with its last lines if it fails.
+    In a stage what it prints is seen, but not kept in the executed notebook. It is sent SIGTERM when this process ends,
+    however it ends (on Linux). Raises CalledProcessError if it fails.
     """
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", *(torchrun if processes > 1 else []), module, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        preexec_fn=partial(_die_with_parent, signal.SIGTERM, os.getpid()),
-    )
-    tail = ""
-    with process:
-        while piece := process.stdout.read1():  # a progress bar has no line ends to wait for
-            text = piece.decode(errors="replace")
-            print(text, end="", file=sys.stderr, flush=True)
-            tail = (tail + text)[-10_000:]
-    if process.returncode:
-        lines = [line for line in re.split(r"[\r\n]+", tail) if line.strip()][-20:]
-        shown = f"`{' '.join(['python', '-m', module, *arguments])}` exited with {process.returncode}"
-        raise RuntimeError("\n".join([f"{shown}; its last lines:", *lines]))
+    command = [sys.executable, "-m", *(torchrun if processes > 1 else []), module, *arguments]
+    subprocess.run(command, cwd=ROOT, check=True, preexec_fn=partial(_die_with_parent, signal.SIGTERM, os.getpid()))
 
 
 def _die_with_parent(number: int, parent: int) -> None:

@@ -1,7 +1,6 @@
 """The preflight: every kind of problem is listed with its remedy, all at once, and nothing else is called one."""
 
 import hashlib
-import json
 import re
 import shutil
 import socket
@@ -14,6 +13,7 @@ import torch
 
 from splam import preflight
 from splam.config import CocoData, PictureData, parse
+from splam.data.coco import load_coco
 from splam.preflight import NOTE, OK, PROBLEM, Line
 from splam.profile import compose
 from tests.standins.sd import write_pipeline
@@ -85,15 +85,15 @@ def test_every_bad_shard_is_listed_with_the_remedy(laion_folder, tmp_path):
                 file.addfile(member, source.extractfile(member))
     with tarfile.open(tmp_path / "hollow.tar", "w"):
         pass
-    lines = laion(f"{tmp_path}/*.tar", f"{tmp_path}/gone-{{0..4}}.tar")
+    lines = laion(f"{tmp_path}/*.tar")
     text = "\n".join(problems(lines))
     for name, reason in {
-        "page": "no whole tar archive",
-        "uncaptioned": "is an image with a caption",
+        "page": "holds no samples: download it again",
+        "uncaptioned": "its first samples are of no use: 4 samples, 4 missing captions",
         "hollow": "holds no samples",
-        "gone-0": "matches no file",
     }.items():
         assert re.search(f"{name}.tar.*{reason}", text), text
+    assert "matches no file: correct the pattern" in problems(laion(f"{tmp_path}/gone-{{0..4}}.tar"))[0]
     assert "good.tar" not in text and [mark for mark, line in lines if line.startswith("1 shards")] == [OK]
 
 
@@ -115,16 +115,18 @@ def coco(folder: Path, **lists) -> list[Line]:
 
 def test_coco_that_is_not_there_names_its_archives(tmp_path):
     first, second = problems(coco(tmp_path))
-    assert "wget http://images.cocodataset.org/zips/val2014.zip http://images.cocodataset.org/annotations/" in first
+    assert (
+        "unpack http://images.cocodataset.org/zips/val2014.zip and http://images.cocodataset.org/annotations/" in first
+    )
     assert "annotations_trainval2017.zip" in second
 
 
 def test_caption_lists_that_are_short_or_of_another_set(coco_folder, tmp_path):
     assert [mark for mark, _ in coco(coco_folder)] == [OK, NOTE] * 2  # a draw, for want of a list
-    content = json.loads((coco_folder / "annotations/captions_val2014.json").read_text())
-    (tmp_path / "short.json").write_text(json.dumps([content["annotations"][0]["caption"]]))
-    (tmp_path / "other.txt").write_text("a caption of nothing\n")
-    lists = {"captions_30k": str(tmp_path / "short.json"), "captions_5k": str(tmp_path / "other.txt")}
+    number = next(iter(load_coco(coco_folder, "val2014").images))
+    (tmp_path / "short.csv").write_text(f"image_id,caption\n{number},a dog\n")
+    (tmp_path / "other.csv").write_text("image_id,caption\n1,a caption of nothing\n")
+    lists = {"captions_30k": str(tmp_path / "short.csv"), "captions_5k": str(tmp_path / "other.csv")}
     short, other = problems(coco(coco_folder, **lists))
     assert "has 1 captions, 30 are drawn: give a longer list" in short and "of no image of val2017" in other
 

@@ -26,7 +26,8 @@ def notebook(tmp_path):
         cells = [nbformat.v4.new_code_cell(source) for source in ('run = "a"\nscale: float = 3', *sources)]
         cells[0].metadata.tags = ["parameters"]
         path = tmp_path / "notebook.ipynb"
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
         return path
 
     return write
@@ -53,7 +54,7 @@ def test_a_notebook_that_cannot_be_read_is_named(tmp_path, name):
         stage.main([str(tmp_path / name)])
 
 
-def test_two_executions_give_the_same_bytes_and_progress_is_seen(notebook, tmp_path, capsys, monkeypatch):
+def test_two_executions_give_the_same_bytes_and_progress_is_seen(notebook, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(stage, "ROOT", tmp_path)
     path = notebook(
         "import os, sys, time\nfrom tqdm import tqdm\n"
@@ -73,8 +74,8 @@ def test_two_executions_give_the_same_bytes_and_progress_is_seen(notebook, tmp_p
     stdout = [cell.outputs[0].text for cell in nbformat.reads(first.decode(), 4).cells[-3:-1]]
     assert stdout == [f"b 2.5 {tmp_path} 0 {sys.executable}\n", "b\n"]
     assert b"image/png" in first and b"100%" not in first and b"papermill" not in first
-    seen = capsys.readouterr().out
-    assert "in the cell: 100%" in seen and "in a process: 100%" in seen
+    seen = capfd.readouterr()
+    assert "in the cell: 100%" in seen.out and "in a process: 100%" in seen.err
     times = json.loads((tmp_path / "build/times/1.json").read_text())
     assert 0 < times["imports"] + times["computing"] <= times["seconds"] and times["cpu"] > 0
 
@@ -131,6 +132,7 @@ def test_killed_leaves_no_process_behind(notebook, tmp_path, victim, shell):
     assert psutil.wait_procs(family, timeout=10)[1] == []
 
 
-def test_launch_names_the_command_and_its_last_lines():
-    with pytest.raises(RuntimeError, match=r"-m timeit 1/0` exited with 1; its last lines:\n(.|\n)*ZeroDivisionError"):
+def test_launch_names_the_command_that_failed(capfd):
+    with pytest.raises(subprocess.CalledProcessError, match="'timeit', '1/0'.* non-zero exit status 1"):
         stage.launch("timeit", "1/0")
+    assert "ZeroDivisionError" in capfd.readouterr().err

@@ -1,68 +1,42 @@
-"""Lists of captions in the forms that they are published in; what could be read in two ways is refused.
-
-A .csv, .tsv, .jsonl or a .json list of objects has one of the columns COLUMNS. A .json list of texts and a .txt, a
-caption a line, have captions alone. All are UTF-8, with or without a byte-order mark.
-"""
+"""Lists of captions: a .csv with a header, or a .jsonl. What could be read in two ways is refused."""
 
 import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from splam.data.images import DataError
 
 COLUMNS = ("caption", "text", "prompt")
-FORMS = (
-    "a .csv or .tsv with a header, a .jsonl or a .json list of objects, any of them with one of the columns "
-    f"{', '.join(COLUMNS)}; a .json list of texts; or a .txt with a caption a line; in UTF-8"
-)
+FORM = f"a .csv with a header or a .jsonl, in UTF-8, with one of the columns {', '.join(COLUMNS)}"
 Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a list, by column; those of a list without columns have `caption`.
-
-    Raises DataError for a file that cannot be read, is of another form, or holds no rows.
-    """
+    """The rows of a list, by column. Raises DataError for a file that cannot be read, or holds no rows."""
+    parse = {".csv": _table, ".jsonl": lambda file: map(json.loads, file)}.get(path.suffix.lower())
     try:
+        if parse is None:
+            raise ValueError(f"its name ends in {path.suffix!r}")
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = _parse(path.suffix.lower(), file.read())
+            rows = list(parse(file))
     except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path} is not a list of captions ({error}); it must be {FORMS}") from None
-    if not rows:
-        raise DataError(f"{path} holds no captions; it must be {FORMS}")
+        raise DataError(f"{path} is not a list of captions ({error}); it must be {FORM}") from None
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path} holds no rows with columns; it must be {FORM}")
     return rows
 
 
-def _parse(suffix: str, text: str) -> list[Row]:
-    lines = text.removesuffix("\n").split("\n") if text else []  # no other character ends a line
-    if suffix in (".csv", ".tsv"):
-        return list(_table(text, "," if suffix == ".csv" else "\t"))
-    if suffix not in (".json", ".jsonl", ".txt"):
-        raise ValueError(f"its name ends in {suffix!r}")
-    if suffix == ".txt":
-        return [{"caption": line} for line in lines]
-    content = json.loads(text) if suffix == ".json" else [json.loads(line) for line in lines]
-    rows = [{"caption": row} if isinstance(row, str) else row for row in content] if isinstance(content, list) else [0]
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("its JSON is no list of texts or objects")
-    return rows
-
-
-def _table(text: str, delimiter: str) -> Iterator[Row]:
-    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    names = [name.strip().lower() for name in next(table, [])]
+def _table(file: TextIO) -> Iterator[Row]:
+    table = csv.DictReader(file, strict=True)
+    names = table.fieldnames or []
     if len(set(names)) < len(names):
         raise ValueError(f"its header names a column twice: {', '.join(names)}")
-    for fields in table:
-        if len(fields) != len(names):
-            counts = f"line {table.line_num} has {len(fields)} fields, the header {len(names)}"
-            raise ValueError(f"{counts}: quote what contains {delimiter!r}")
-        if delimiter == "\t" and "\n" in "".join(fields):  # two rows, where quotes are letters
-            raise ValueError(f"line {table.line_num} ends a quoted field of several lines: write it as a .csv")
-        yield dict(zip(names, fields, strict=True))
+    for row in table:
+        if None in row or None in row.values():
+            raise ValueError(f"line {table.line_num} has more or fewer fields than the header: quote what contains ','")
+        yield row
 
 
 def column(rows: Sequence[Row], names: Sequence[str], path: Path) -> list[Any] | None:
@@ -80,7 +54,7 @@ def captions(rows: Sequence[Row], path: Path, empty: bool = False) -> list[str]:
     """The captions of a list, each on one line. Raises DataError for an empty one unless those may be, by number."""
     values = column(rows, COLUMNS, path)
     if values is None:
-        raise DataError(f"{path} is not a list of captions (its columns are {', '.join(rows[0])}); it must be {FORMS}")
+        raise DataError(f"{path} is not a list of captions (its columns are {', '.join(rows[0])}); it must be {FORM}")
     texts = [" ".join(value.split()) if isinstance(value, str) else "" for value in values]
     if "" in texts and not empty:
         number = texts.index("")

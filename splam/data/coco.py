@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from splam.config import ROOT, CocoData
-from splam.data.captions import Row, captions, column, read_rows
+from splam.data.captions import captions, column, read_rows
 from splam.data.images import DataError, batched, square
 
 SPLITS = {"coco30k": "val2014", "coco5k": "val2017"}
@@ -47,30 +47,27 @@ def load_coco(folder: Path, split: str) -> Coco:
     Raises DataError, naming what is missing and the archives it comes in.
     """
     images, annotations = ROOT / folder / split, ROOT / folder / "annotations" / f"captions_{split}.json"
-    archives = f"{split}.zip and annotations_trainval{split[3:]}.zip"
-    missing, names, captions = [f"annotations/{annotations.name}"], {}, {}
-    if annotations.is_file():
-        try:
-            content = json.loads(annotations.read_text(encoding="utf-8"))
-            names = {entry["id"]: entry["file_name"] for entry in content["images"]}
-            captions = {number: [] for number in sorted(names)}
-            for entry in sorted(content["annotations"], key=lambda entry: entry["id"]):
-                captions[entry["image_id"]].append(" ".join(entry["caption"].split()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{annotations} is no caption file of COCO ({error!r}): unpack {archives} again") from None
-        present = {path.name for path in images.glob("*.jpg")}
-        missing = [f"{split}/{name}" for name in sorted(names.values()) if name not in present]
-    if missing:
-        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5:,} more" if len(missing) > 5 else "")
-        raise DataError(f"data.coco.folder = {folder} lacks {listed}: unpack cocodataset.org's {archives} there")
+    archives = [f"zips/{split}.zip", f"annotations/annotations_trainval{split[3:]}.zip"]
+    remedy = f"in {folder} unpack {' and '.join(f'http://images.cocodataset.org/{name}' for name in archives)}"
+    try:
+        content = json.loads(annotations.read_text(encoding="utf-8"))
+        names = {entry["id"]: entry["file_name"] for entry in content["images"]}
+        captions = {number: [] for number in sorted(names)}
+        for entry in sorted(content["annotations"], key=lambda entry: entry["id"]):
+            captions[entry["image_id"]].append(" ".join(entry["caption"].split()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"data.coco: {annotations} is no caption file of COCO ({error!r}): {remedy}") from None
+    present = {path.name for path in images.glob("*.jpg")}
+    if missing := sorted(set(names.values()) - present):
+        raise DataError(f"data.coco: {images} lacks {len(missing):,} images, such as {missing[0]}: {remedy}")
     return Coco({number: images / names[number] for number in captions}, captions)
 
 
 def coco_prompts(coco: Coco, name: str, settings: CocoData) -> Prompts:
     """All captions of protocol "coco30k" or "coco5k": the list that settings name, or a draw by seed.
 
-    The draw takes one caption of every image, in a random order. A list without the ids of its images gets them from
-    the captions. Raises DataError for captions of another set.
+    The draw takes one caption of every image, in a random order. Raises DataError for a list of another set, or
+    without the ids of its images.
     """
     key = f"captions_{name.removeprefix('coco')}"
     if not (file := getattr(settings, key)):
@@ -78,46 +75,19 @@ def coco_prompts(coco: Coco, name: str, settings: CocoData) -> Prompts:
         described = [number for number, texts in coco.captions.items() if texts]
         ids = source.sample(described, len(described))
         return Prompts(f"{name}-seeded-draw", [source.choice(coco.captions[number]) for number in ids], ids)
-    path = ROOT / file
-    if not path.is_file():
-        raise DataError(f"caption list {path} does not exist: correct data.coco.{key}")
-    rows = read_rows(path)
-    texts = captions(rows, path)
-    ids = _image_ids(rows, path) or list(_described_images(coco, texts, path))
-    if strange := [text for text, number in zip(texts, ids, strict=True) if number not in coco.images]:
-        raise DataError(
-            f"caption list {file}: {len(strange):,} of {len(texts):,} captions are of no image of {SPLITS[name]}, "
-            f"the first is {strange[0]!r}: give {SPLITS[name]}'s list, or its image ids in a column image_id"
-        )
-    return Prompts(name, texts, ids)
-
-
-def _image_ids(rows: list[Row], path: Path) -> list[int] | None:
-    """The column image_id or coco_id of a list, None without one. Raises DataError for other values than numbers."""
     try:
-        return [int(str(value)) for value in values] if (values := column(rows, IMAGE_IDS, path)) else None
-    except ValueError as error:
-        raise DataError(f"{path} has image ids that are no whole numbers ({error}): correct them") from None
-
-
-def _described_images(coco: Coco, texts: list[str], path: Path) -> Iterator[int]:
-    """The image of each caption, -1 if it is nobody's, whatever its case, spaces and last full stop.
-
-    Equal captions go to the images that have them, in the order of ids. Raises DataError if there are more of them.
-    """
-    owners: dict[str, list[int]] = {}
-    for number, described in coco.captions.items():
-        for text in described:
-            owners.setdefault(_plain(text), []).append(number)
-    for text in texts:
-        ids = owners.get(_plain(text))
-        if ids == []:
-            raise DataError(f"{path} has {text!r} more often than images that it describes: add a column image_id")
-        yield ids.pop(0) if ids else -1
-
-
-def _plain(caption: str) -> str:
-    return " ".join(caption.casefold().split()).rstrip(". ")
+        texts = captions(rows := read_rows(path := ROOT / file), path)
+        ids = [int(str(value)) for value in column(rows, IMAGE_IDS, path) or [None]]
+    except ValueError as error:  # a DataError is one
+        raise DataError(
+            f"data.coco.{key} = {file}: {error}; image ids are whole numbers in a column image_id"
+        ) from None
+    if strange := [number for number in ids if number not in coco.images]:
+        found = (
+            f"{len(strange):,} of {len(ids):,} captions are of no image of {SPLITS[name]}, such as image {strange[0]}"
+        )
+        raise DataError(f"data.coco.{key} = {file}: {found}: give {SPLITS[name]}'s list")
+    return Prompts(name, texts, ids)
 
 
 def coco_images(coco: Coco, size: int, ids: list[int] | None = None) -> Iterator[np.ndarray]:

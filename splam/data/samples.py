@@ -10,7 +10,6 @@ import numpy as np
 from splam.config import ROOT, PictureData
 from splam.data.images import DataError, SizeError, decode
 
-PROBLEMS = ("broken images", "unfit sizes", "missing captions", "repeated files", "truncated shards", "lost samples")
 GRACE = 200  # samples by which a share is judged before so many have been read
 
 
@@ -26,17 +25,16 @@ class Sample(NamedTuple):
 
 @dataclass
 class Tally:
-    """What was read: `counts` of "samples" and of PROBLEMS, and of each problem in each file."""
+    """How many samples were read, and the number of faults of each kind in each file."""
 
     max_share: float
-    counts: Counter[str] = field(default_factory=Counter)
+    samples: int = 0
     faults: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def problem(self, kind: str, file: str, reason: str, number: int = 1) -> None:
-        """Count one of PROBLEMS. Raises DataError if they are more than `max_share` of the samples."""
-        self.counts[kind] += number
+        """Count a fault. Raises DataError if they are more than `max_share` of the samples."""
         self.faults[kind, file] += number
-        if sum(self.counts[kind] for kind in PROBLEMS) > self.max_share * max(self.counts["samples"], GRACE):
+        if self.faults.total() > self.max_share * max(self.samples, GRACE):
             (most, worst), count = self.faults.most_common(1)[0]
             raise DataError(
                 f"more than data.max_broken_share = {self.max_share:g} of the samples are of no use: {self}; {count} "
@@ -45,7 +43,10 @@ class Tally:
             )
 
     def __str__(self) -> str:
-        return ", ".join(f"{self.counts[kind]:,} {kind}" for kind in ("samples", *PROBLEMS))
+        kinds = Counter(samples=self.samples)
+        for (kind, _), number in self.faults.items():
+            kinds[kind] += number
+        return ", ".join(f"{number:,} {kind}" for kind, number in kinds.items())
 
 
 def is_held_out(key: str, share: float) -> bool:
@@ -68,7 +69,7 @@ def opened(
 
     Of size 0 it is empty, and only its dimensions are read.
     """
-    tally.counts["samples"] += 1
+    tally.samples += 1
     if not sample.size:
         tally.problem("broken images", sample.file, f"{sample.key} has no image (.jpg, .png, .webp) beside it")
     elif not sample.caption:

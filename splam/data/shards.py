@@ -23,7 +23,7 @@ def expand_shards(patterns: Iterable[str]) -> list[str]:
     """The shards that paths, globs and brace patterns (00000..00099 in braces) name, in order, each once.
 
     Paths are relative to the repository; ** stands for folders of any depth. Raises DataError if a pattern matches
-    nothing, and for a URL or an empty file.
+    nothing, and for a URL.
     """
     import braceexpand
 
@@ -37,16 +37,13 @@ def expand_shards(patterns: Iterable[str]) -> list[str]:
             raise DataError(f"data.shards: {name!r} matches no file: correct the pattern, or download the shards")
         for match in matches:
             found.setdefault((ROOT / match).resolve(), match)
-    if empty := [shard for shard in found.values() if not (ROOT / shard).stat().st_size]:
-        raise DataError(f"shard {empty[0]} is an empty file: download it again, or take it out of data.shards")
     return list(found.values())
 
 
 def read_shard(shard: str, tally: Tally) -> Iterator[Sample]:
     """The samples of a shard in their order, with an empty caption or no picture if they lack it.
 
-    A shard that cannot be read to its end counts as truncated. Raises DataError for one that holds no samples, and for
-    one in which something follows the end.
+    A shard that cannot be read to its end counts as truncated. Raises DataError for one that holds no samples.
     """
     sample, fault = None, ""
     try:
@@ -57,14 +54,13 @@ def read_shard(shard: str, tally: Tally) -> Iterator[Sample]:
                 note = tar.extractfile(text).read() if text.size else b""  # a link holds nothing itself
                 sample = Sample(shard, key, image.offset_data, image.size, caption_text(note))
                 yield sample
-            end = tar.offset
-        fault = _ending(shard, end)
+            fault = _ending(shard, tar.offset)
     except (tarfile.TarError, OSError) as error:
         fault = f"{type(error).__name__}: {error}"
+    if sample is None:
+        raise DataError(f"shard {shard} holds no samples: download it again, or take it out of data.shards")
     if fault:
         tally.problem("truncated shards", shard, fault)
-    elif sample is None:
-        raise DataError(f"shard {shard} holds no samples: download it again, or take it out of data.shards")
 
 
 def _is_read(member: tarfile.TarInfo) -> bool:
@@ -79,35 +75,21 @@ def _grouped(
 
     The webdataset library's ends at the first: all of photo.000001.jpg, photo.000002.jpg, ... would be one sample.
     """
-    key, files, seen = "", {}, set()
-    for member in members:
-        stem, suffix = os.path.splitext(member.name)
-        if files and suffix != ".txt" and stem.startswith(f"{key}."):
-            continue  # another picture of the same sample, such as 0001.mask.png
-        if (name := (stem, suffix.lower())) in seen:
-            tally.problem("repeated files", shard, f"{member.name} is in it twice: the first is taken")
+    seen = set()
+    for key, group in itertools.groupby(members, lambda member: os.path.splitext(member.name)[0]):
+        files = {os.path.splitext(member.name)[1].lower(): member for member in group}
+        if key in seen:
+            tally.problem("repeated samples", shard, f"{key} is in it twice: the first is taken")
             continue
-        seen.add(name)
-        if stem != key and files:
-            if ".txt" in files or not key.startswith(f"{stem}."):  # else such a picture came first
-                yield key, files
-            files = {}
-        key = stem
-        files[suffix.lower()] = member
-    if files:
+        seen.add(key)
         yield key, files
 
 
 def _ending(shard: str, end: int) -> str:
-    """What is wrong after the last member: tarfile takes a cut between two, or damage, for the end.
-
-    Raises DataError where data follow, such as a second archive.
-    """
+    """What is wrong after the last member: tarfile takes a cut between two, or damage, for the end."""
     with (ROOT / shard).open("rb") as file:
         file.seek(end)
         rest = file.read(2**20)
     if len(rest) < 512:  # a header's
         return "the archive stops before its end"
-    if any(rest):
-        raise DataError(f"shard {shard}: more follows its end (damage, or a second archive): download or pack it again")
-    return ""
+    return "more follows its end (damage, or a second archive)" if any(rest) else ""

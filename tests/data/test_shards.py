@@ -57,7 +57,7 @@ def test_held_out_samples_are_never_trained_on_and_counted(laion, opened, tmp_pa
     trained = {text for _, batch in take(opened(held, 8, seed=0), 30) for text in batch}
     assert len(captions) > 9 and not captions & trained and len(captions | trained) == 70
     assert kept.image(4, 16).shape == (16, 16, 3)
-    assert "72 samples, 1 broken images, 0 unfit sizes, 1 missing captions" in facts["read"]
+    assert facts["read"] == "72 samples, 1 broken images, 1 missing captions"
     assert facts["training"] + facts["held_out"] == 70 and sum(facts["faults"].values()) == 2
 
 
@@ -131,16 +131,11 @@ def test_a_truncated_shard_has_lost_what_the_others_hold(tmp_path):
         surveyed(laion_settings(whole, tmp_path / "cut.tar", max_broken_share=0.1), tmp_path)
 
 
-def test_keys_may_have_dots_and_samples_other_pictures(tmp_path):
+def test_keys_may_have_dots(tmp_path):
     """webdataset's own key ends at the first dot: 1,100 samples are one."""
-    dotted = {f"photo.{i:06d}": sample(i % 250) for i in range(1100)}
-    masked = {f"{i}": {**sample(i), "mask.png": encoded(0), "seg.jpg": encoded(0)} for i in range(9)}
-    for name, content in (("dotted", dotted), ("masked", masked)):
-        write_shard(tmp_path / f"{name}.tar", content)
-        tally = Tally(0)
-        found = [(s.key, s.caption) for s in read_shard(str(tmp_path / f"{name}.tar"), tally)]
-        assert found == [(key, members["txt"].decode()) for key, members in content.items()]
-        assert not tally.faults
+    path = write_shard(tmp_path / "0.tar", {f"photo.{i:06d}": sample(i % 250) for i in range(1100)})
+    found = [(s.key, s.caption) for s in read_shard(path, Tally(0))]
+    assert found == [(f"photo.{i:06d}", str(i % 250)) for i in range(1100)]
 
 
 @pytest.mark.parametrize("damage", ["second archive", "damaged header"])
@@ -151,8 +146,8 @@ def test_what_follows_the_end_of_a_shard_is_not_passed_over(tmp_path, damage):
     with tarfile.open(path) as tar:
         content[tar.getmembers()[10].offset] ^= 1
     (tmp_path / "0.tar").write_bytes(content if "header" in damage else 2 * (tmp_path / "0.tar").read_bytes())
-    with pytest.raises(DataError, match="0.tar: more follows its end .*download or pack it again"):
-        list(read_shard(path, Tally(1)))
+    with pytest.raises(DataError, match="0.tar: more follows its end"):
+        list(read_shard(path, Tally(0)))
 
 
 def test_links_in_a_shard_are_pictures_and_captions_that_it_lacks(tmp_path):
@@ -167,14 +162,14 @@ def test_links_in_a_shard_are_pictures_and_captions_that_it_lacks(tmp_path):
 
 
 def test_what_is_in_a_shard_twice_or_beside_it_is_counted(tmp_path):
-    """One member again, whole samples again, macOS's ._ files, and captions that are not UTF-8."""
-    names = ("0.png", "0.txt", "._0.png", "0.png", "1.png", "1.txt", "0.png", "0.txt", "2.PNG", "2.txt")
+    """A sample again, macOS's ._ files, and captions that are not UTF-8."""
+    names = ("0.png", "0.txt", "._0.png", "1.png", "1.txt", "0.png", "0.txt", "2.PNG", "2.txt")
     texts = {"1": b"\xef\xbb\xbfa\n b ", "2": b"caf\xe9"}
     contents = (texts.get(name[0], b"x") if "txt" in name else encoded(9) for name in names)
     write_tar(tmp_path / "0.tar", zip(names, contents, strict=True))
     tally = Tally(1)
     found = [(s.key, s.caption) for s in read_shard(str(tmp_path / "0.tar"), tally)]
-    assert found == [("0", "x"), ("1", "a b"), ("2", "")] and dict(tally.counts) == {"repeated files": 3}
+    assert found == [("0", "x"), ("1", "a b"), ("2", "")] and str(tally) == "0 samples, 1 repeated samples"
 
 
 def test_files_that_changed_since_they_were_surveyed_are_an_error(tmp_path):
@@ -188,16 +183,16 @@ def test_files_that_changed_since_they_were_surveyed_are_an_error(tmp_path):
 
 
 def test_shards_that_are_of_no_use_are_named(tmp_path, opened):
-    (tmp_path / "empty.tar").touch()
     with pytest.raises(DataError, match="'.*none-1.tar' matches no file"):
         opened(laion_settings(tmp_path / "none-{1..2}.tar"), 2, seed=0)
-    with pytest.raises(DataError, match="empty.tar is an empty file: download it again"):
-        expand_shards([str(tmp_path / "*.tar")])
     for url in ("https://host.test/00.tar", "pipe:cat 0.tar"):
         with pytest.raises(DataError, match=f"'{url}' is no local file: download the shards"):
             expand_shards([url])
-    with pytest.raises(DataError, match="hollow.tar holds no samples"):
-        opened(laion_settings(write_shard(tmp_path / "hollow.tar", {})), 2, seed=0)
+    write_shard(tmp_path / "hollow.tar", {})
+    (tmp_path / "empty.tar").touch()
+    for name in ("hollow", "empty"):
+        with pytest.raises(DataError, match=f"{name}.tar holds no samples"):
+            opened(laion_settings(tmp_path / f"{name}.tar"), 2, seed=0)
     full = write_shard(tmp_path / "0.tar", {str(i): sample(i) for i in range(3)})
     with pytest.raises(DataError, match="0 images are of share training .*change data.held_out_share"):
         opened(laion_settings(full, held_out_share=0.9999999), 2, seed=0)
