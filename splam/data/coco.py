@@ -79,14 +79,11 @@ def coco_prompts(coco: Coco, name: str, settings: CocoData) -> Prompts:
         texts = captions(rows := read_rows(path := ROOT / file), path)
         ids = [int(str(value)) for value in column(rows, IMAGE_IDS, path) or [None]]
     except ValueError as error:  # a DataError is one
-        raise DataError(
-            f"data.coco.{key} = {file}: {error}; image ids are whole numbers in a column image_id"
-        ) from None
+        remedy = "image ids are whole numbers in a column image_id"
+        raise DataError(f"data.coco.{key} = {file}: {error}; {remedy}") from None
     if strange := [number for number in ids if number not in coco.images]:
-        found = (
-            f"{len(strange):,} of {len(ids):,} captions are of no image of {SPLITS[name]}, such as image {strange[0]}"
-        )
-        raise DataError(f"data.coco.{key} = {file}: {found}: give {SPLITS[name]}'s list")
+        lost = f"{len(strange):,} of {len(ids):,} captions are of no image of {SPLITS[name]}, such as {strange[0]}"
+        raise DataError(f"data.coco.{key} = {file}: {lost}: give {SPLITS[name]}'s list")
     return Prompts(name, texts, ids)
 
 

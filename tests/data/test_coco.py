@@ -54,7 +54,7 @@ def test_a_list_names_its_images(coco, tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("image_id,caption\n42,a dog\n7,a cat\n", "1 of 2 captions are of no image of val2014, such as image 7: give"),
+        ("image_id,caption\n42,a dog\n7,a cat\n", "1 of 2 captions are of no image of val2014, such as 7: give"),
         ("caption\na dog\n", "image ids are whole numbers in a column image_id"),
         ("image_id,caption\n4.5,a dog\n", "'4.5'; image ids are whole numbers"),
         ("image_id,coco_id,caption\n42,42,a dog\n", "has the columns image_id and coco_id"),
