@@ -63,39 +63,33 @@ def download(source: str) -> str:
     return f'python -c "{call}"' if HUB_ID.fullmatch(source) else "put it there"
 
 
-def teacher(params: Params) -> tuple[list[Line], Teacher | None]:
-    """Findings about teacher.source, and the teacher where there is one."""
+def teacher(params: Params) -> tuple[Line, Teacher | None]:
+    """The finding about teacher.source, and the teacher where there is one."""
     source, loaded = params.teacher.source, []
 
-    def load() -> Path:
-        if source != "tiny":
-            loaded.append(load_teacher(place := find(source)))
-            return place
+    def load() -> str:
         with tempfile.TemporaryDirectory() as folder:
-            assemble_teacher(source, Path(folder))
-            loaded.append(load_teacher(folder))
-        return TINY_MODELS
+            if source == "tiny":
+                assemble_teacher(source, Path(folder))
+            loaded.append(load_teacher(folder if source == "tiny" else find(source)))
+            return fits(loaded[0], params)
 
     fetch = f"git checkout {TINY_MODELS}" if source == "tiny" else download(source)
-    lines = [check(f"the teacher, {source}", f"{fetch}, or name another one in teacher.source", load)]
-    if loaded and (original := params.teacher.unet_sha256):
-        fetch = f"{download(source)}, or correct teacher.unet_sha256"
-        lines.append(check("its UNet", fetch, lambda: same_file(loaded[0].folder, original)))
-    if not loaded or params.data.kind == "shapes":
-        return lines, *(loaded or [None])
-    size, own = params.data.resolution, loaded[0].image_size
-    if size != own:
-        lines.append((PROBLEM, f"data.resolution is {size}, the teacher's own size {own}: set it to {own}"))
-    return lines, loaded[0]
+    line = check(f"the teacher, {source}", f"{fetch}, or name another one in teacher.source", load)
+    return line, loaded[0] if loaded else None
 
 
-def same_file(folder: Path, original: str) -> str:
-    """Raise ValueError if a UNet's file has another hash than the one that its model was first published with."""
-    with (folder / "unet/diffusion_pytorch_model.safetensors").open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != original:
-        raise ValueError(f"sha256 {found}, the original's is {original}")
-    return "the original, by its hash"
+def fits(teacher: Teacher, params: Params) -> str:
+    """What a teacher draws. Raises ValueError unless that is data.resolution, and its UNet is teacher.unet_sha256."""
+    size, original = getattr(params.data, "resolution", teacher.image_size), params.teacher.unet_sha256
+    if size != teacher.image_size:
+        raise ValueError(f"it draws {teacher.image_size} pixels: set data.resolution, which is {size}, to that")
+    if original:
+        with (teacher.folder / "unet/diffusion_pytorch_model.safetensors").open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != original:
+            raise ValueError(f"its UNet has sha256 {found}, the original's is {original}")
+    return f"{size} pixels" + ", the original by its UNet's hash" * bool(original)
 
 
 def shards(data: PictureData) -> Iterator[Line]:
@@ -213,13 +207,11 @@ def machine(params: Params, pipeline: Teacher) -> Iterator[Line]:
 
 def sections(params: Params) -> dict[str, list[Line]]:
     """All findings, by section."""
-    lines, pipeline = teacher(params)
-    found, evaluation = {"Teacher": lines}, params.evaluation
-    if params.data.kind != "shapes":
-        title, look = {"laion": ("Shards", shards), "folder": ("Folder", folder)}[params.data.kind]
-        found[title] = list(look(params.data))
-    if params.data.kind != "shapes" and params.data.coco:
-        found["COCO"] = list(coco(params.data.coco, {"coco30k": evaluation.images, "coco5k": evaluation.small_images}))
+    line, pipeline = teacher(params)
+    found, data, evaluation = {"Teacher": [line]}, params.data, params.evaluation
+    found["Pictures"] = list({"shapes": lambda _: (), "laion": shards, "folder": folder}[data.kind](data))
+    if sets := getattr(data, "coco", None):
+        found["COCO"] = list(coco(sets, {"coco30k": evaluation.images, "coco5k": evaluation.small_images}))
     clips = {key: getattr(evaluation, key) for key in ("clip", "clip_beside")}
     networks = [clip(source, f"evaluation.{key}") for key, source in clips.items() if source]
     found["Networks that measure"] = [features(evaluation.features), *networks]

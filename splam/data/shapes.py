@@ -10,8 +10,7 @@ A tenth of the (shape, fill, colour) triples is *unseen*: kept from the training
 import hashlib
 import io
 import itertools
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from multiprocessing import Pool
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import yaml
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -26,18 +26,9 @@ from tqdm import tqdm
 from splam.data.images import built, to_pixels
 
 SIZE = 32  # pixels
-COLOURS = {
-    "red": (222, 67, 56),
-    "orange": (240, 146, 46),
-    "yellow": (247, 213, 72),
-    "green": (86, 171, 84),
-    "blue": (63, 121, 208),
-    "purple": (142, 84, 184),
-    "pink": (243, 160, 193),
-    "brown": (140, 98, 68),
-    "gray": (150, 154, 160),
-    "white": (250, 250, 250),
-}
+ASSETS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+SHAPES: dict[str, str] = ASSETS["shapes"]  # as SVG, in the unit circle
+COLOURS = {name: tuple(rgb) for name, rgb in ASSETS["colours"].items()}
 FILLS = ("plain", "striped", "dotted", "checkered")
 SPLITS = ("train", "seen", "unseen")  # seen: new pictures of the triples that are trained on
 UNSEEN_SHARE = 0.1
@@ -48,33 +39,6 @@ RADII = (9.0, 15.0)  # pixels
 MAX_TILT = 35.0  # degrees, each way
 PERIOD = 7.0  # pixels from stripe to stripe and from dot to dot; a checkered cell is half of it
 TONE = 0.55  # how far a pattern's second colour is from the first towards white, or black for light colours
-
-
-def _polygon(points: Iterable[tuple[float, float]]) -> str:
-    return f'<polygon points="{" ".join(f"{x:.4f},{y:.4f}" for x, y in points)}"/>'
-
-
-def _corners(count: int, inner: float = 1.0) -> str:
-    """A polygon of `count` corners, the first up, every other one on a circle of radius `inner`."""
-    turns = [(2 * math.pi * i / count, inner if i % 2 else 1.0) for i in range(count)]
-    return _polygon((r * math.sin(a), -r * math.cos(a)) for a, r in turns)
-
-
-SHAPES = {  # as SVG; the unit circle holds all but some corners, so a shape at the edge may lose a pixel of them
-    "circle": '<circle r="0.95"/>',
-    "square": '<rect x="-0.78" y="-0.78" width="1.56" height="1.56"/>',
-    "triangle": _corners(3),
-    "star": _corners(10, inner=0.45),
-    "hexagon": _corners(6),
-    "heart": '<path d="M0 .9C-.6 .45 -1 .1 -1 -.35C-1 -.95 -.2 -1 0 -.45C.2 -1 1 -.95 1 -.35C1 .1 .6 .45 0 .9Z"/>',
-    "cross": '<path d="M-.33 -.95H.33V-.33H.95V.33H.33V.95H-.33V.33H-.95V-.33H-.33Z"/>',
-    "ring": '<circle r="0.72" fill="none" stroke-width="0.5"/>',
-    "moon": '<path d="M.35 -.95A1 1 0 1 0 .35 .95A1.08 1.08 0 0 1 .35 -.95Z"/>',
-    "drop": '<path d="M0 -1C.2 -.5 .7 -.15 .7 .3A.7 .68 0 0 1 -.7 .3C-.7 -.15 -.2 -.5 0 -1Z"/>',
-    "arrow": '<path d="M0 -1L.85 -.05H.36V.95H-.36V-.05H-.85Z"/>',
-    "bolt": '<path d="M.35 -1L-.7 .2H-.1L-.35 1L.7 -.25H.1Z"/>',
-}
-
 
 PARTS = (tuple(SHAPES), FILLS, tuple(COLOURS), tuple(COLOURS))  # what a full caption names, in this order
 

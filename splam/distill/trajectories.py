@@ -1,5 +1,6 @@
 """What training needs from the teacher, whatever the student: trajectories, and latents encoded once."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from tqdm import tqdm
 from splam.config import Params, Trajectories
 from splam.data import shapes
 from splam.data.images import to_pixels
-from splam.data.latents import encode_store
+from splam.data.latents import open_folder, save_batch
 from splam.data.streams import image_stream, training_facts
 from splam.data.testsets import preview
 from splam.distill.paths import TrajectoryCache, digest
@@ -82,27 +83,29 @@ def build_cache(params: Params, teacher: Teacher, draws: Draws, guidance_scale: 
     return TrajectoryCache(chain, times, conditional, unconditional, caption, embeddings.half().cpu(), *scalars)
 
 
+@torch.no_grad()
 def encode_latents(params: Params, teacher: Teacher, data: Path, folder: Path) -> None:
     """Encode params.latents["train"].images training images and their captions into `folder`, for source = latents.
 
-    Order and crops are those of training from images; data: what the data stage wrote. A stopped run resumes.
+    They are the first of a training from images, up to whole batches, with its crops; data: what the data stage wrote.
+    A stopped run goes on after its last whole batch.
     """
     settings, images = params.latents["train"], "train" if params.data.kind == "shapes" else "training"
-    stream = image_stream(params.data, data, settings.batch_size, params.seed)
-
-    def encode(pixels: Tensor, captions: list[str], number: int) -> tuple[Tensor, Tensor]:
+    count = math.ceil(settings.images / settings.batch_size)
+    plan = settings.model_dump() | {
+        "images": count * settings.batch_size,
+        "seed": params.seed,
+        "latents": params.training.latents,
+        "data": training_facts(params.data),
+        "encoders": digest(*(teacher.folder / part for part in ("vae", "text_encoder", "tokenizer"))),
+        "files": digest(data / images),
+    }
+    first = open_folder(folder, plan)
+    batches = image_stream(params.data, data, settings.batch_size, params.seed).batches(first)
+    for number in tqdm(range(first, count), "latents", total=count, initial=first, unit="batch", mininterval=2):
+        pixels, captions = next(batches)
         latents, std = teacher.encode_distribution(pixels)
         if params.training.latents == "sample":
             seeds = np.random.default_rng((params.seed, number)).integers(2**62, size=len(latents)).tolist()
             latents = latents + std * draw_noise(generators(seeds), latents.shape[1:], latents.device)
-        return latents.cpu(), teacher.embed(captions).cpu()
-
-    facts = {
-        "seed": params.seed,
-        "batch_size": settings.batch_size,
-        "latents": params.training.latents,
-        "data": training_facts(params.data),
-        "encoders": digest(*(teacher.folder / part for part in ("vae", "text_encoder", "tokenizer"))),
-        "images": digest(data / images),
-    }
-    encode_store(stream.batches, encode, folder, settings, facts)
+        save_batch(folder, number, latents, teacher.embed(captions), getattr(torch, settings.dtype))

@@ -1,99 +1,66 @@
-"""Latents on disk: the same after an interruption, and refused or replaced if they are others."""
-
-import itertools
+"""Latents on disk: whole or not there, and replaced if they are others."""
 
 import pytest
 import torch
 
-from splam.config import LatentsSettings
 from splam.data.images import DataError
-from splam.data.latents import LatentStore, encode_store
+from splam.data.latents import LatentStore, open_folder, save_batch
 from splam.data.streams import Stream
 from tests.runs import contents
 
-SETTINGS = LatentsSettings(images=20, batch_size=3)  # 7 batches
+PLAN = {"images": 21, "batch_size": 3, "dtype": "float16", "facts": {"teacher": "one"}}
 
 
-def source(start: int):
-    """Endless batches of 3 images, of which each value is its number."""
-    for number in itertools.count(start):
-        values = torch.arange(number * 3, (number + 1) * 3).float()
-        yield values[:, None, None, None].expand(-1, 3, 8, 8), [f"image {int(v)}" for v in values]
-
-
-def encode(pixels, captions, number):
-    assert (pixels[:, 0, 0, 0] // 3 == number).all()
-    numbers = torch.tensor([float(caption.split()[1]) for caption in captions])
-    return pixels[:, :1, ::4, ::4].repeat(1, 4, 1, 1), numbers[:, None, None].expand(-1, 5, 6)
-
-
-def run(folder, batches=source, facts="a teacher", encode=encode, **changes):
-    encode_store(batches, encode, folder, SETTINGS.model_copy(update=changes), {"teacher": facts})
-
-
-def picks(*rows: int):
-    return [(row, "") for row in rows]
+def write(folder, plan=PLAN, stop=7) -> list[int]:
+    """Go on to write latents that are their numbers, up to a batch; the numbers of the batches that were lacking."""
+    numbers = range(open_folder(folder, plan), stop)
+    for number in numbers:
+        values = torch.arange(3.0 * number, 3.0 * number + 3)
+        latents, embeddings = values.view(3, 1, 1, 1).expand(3, 4, 2, 2), values.view(3, 1, 1).expand(3, 5, 6)
+        save_batch(folder, number, latents, embeddings, getattr(torch, plan["dtype"]))
+    return list(numbers)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_rows_come_back_in_the_order_asked_for(tmp_path, dtype):
-    run(tmp_path, dtype=dtype)
+    write(tmp_path, PLAN | {"dtype": dtype})
     kept = LatentStore(tmp_path)
-    latents, embeddings = kept.__getitems__(picks(20, 0, 7, 7))
+    latents, embeddings = kept.__getitems__([(row, "") for row in (20, 0, 7, 7)])
     assert len(kept) == 21 and latents.shape == (4, 4, 2, 2) and embeddings.shape == (4, 5, 6)
     assert latents.dtype == embeddings.dtype == torch.float32
     assert latents[:, 0, 0, 0].tolist() == embeddings[:, 0, 0].tolist() == [20, 0, 7, 7]
 
 
-@pytest.mark.parametrize("stop", [1, 2, 5])
-def test_a_killed_run_goes_on_with_the_same_bytes(tmp_path, stop):
-    """Killed between two files of one batch, too."""
-
-    def killed(start):
-        yield from itertools.islice(source(start), stop + 1)  # one of them tells the shapes
-        raise KeyboardInterrupt
-
-    whole, resumed, started = tmp_path / "whole", tmp_path / "resumed", []
-    run(whole)
-    with pytest.raises(KeyboardInterrupt):
-        run(resumed, killed)
-    with pytest.raises(DataError, match="latents.bin is not whole: run the latents stage again, it goes on"):
-        LatentStore(resumed).__getitems__(picks(0))
-    with (resumed / "latents.bin").open("ab") as file:
-        file.write(b"a part of a batch")
-    run(resumed, lambda start: started.append(start) or source(start))
-    assert started == [0, stop + 1] and contents(resumed) == contents(whole)
+def test_a_stopped_stage_goes_on_after_its_last_whole_batch(tmp_path):
+    write(tmp_path, stop=2)
+    (tmp_path / "part").write_bytes(b"of a batch that was being written")
+    with pytest.raises(DataError, match="is not whole: run the latents stage again, it goes on"):
+        LatentStore(tmp_path)
+    assert write(tmp_path) == [2, 3, 4, 5, 6] and write(tmp_path) == []
+    assert len(LatentStore(tmp_path)) == 21
 
 
-@pytest.mark.parametrize("change", [{"facts": "another"}, {"dtype": "float32"}, {"images": 9}])
+@pytest.mark.parametrize("change", [{"facts": {"teacher": "two"}}, {"dtype": "float32"}, {"images": 9}])
 def test_latents_of_another_plan_are_taken_away(tmp_path, capsys, change):
-    run(tmp_path)
-    run(tmp_path)
-    assert "removed" not in capsys.readouterr().err
-    run(tmp_path, **change)
+    write(tmp_path / "a")
+    assert write(tmp_path / "a", PLAN | change) == list(range(7))
     assert f"holds latents with other {next(iter(change))}: they are removed" in capsys.readouterr().err
-    run(tmp_path.parent / f"{tmp_path.name}-fresh", **change)
-    assert contents(tmp_path) == contents(tmp_path.parent / f"{tmp_path.name}-fresh")
+    write(tmp_path / "b", PLAN | change)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") and not capsys.readouterr().err
 
 
-def test_a_folder_without_latents_or_their_plan_is_named(tmp_path):
+def test_a_folder_without_latents_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="run the latents stage first"):
-        len(LatentStore(tmp_path))
-    (tmp_path / "latents.bin").touch()
-    with pytest.raises(DataError, match="holds latents but no index.json"):
-        run(tmp_path)
+        LatentStore(tmp_path)
 
 
 def test_values_that_half_precision_cannot_hold_are_refused(tmp_path):
-    def large(pixels, captions, number):
-        latents, embeddings = encode(pixels, captions, number)
-        return latents + 1e6, embeddings
-
     with pytest.raises(DataError, match="torch.float16 cannot hold"):
-        run(tmp_path, encode=large)
+        save_batch(tmp_path, 0, torch.full((3, 4, 2, 2), 1e6), torch.zeros(3, 5, 6), torch.float16)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_worker_reads_the_same_rows(tmp_path):
-    run(tmp_path)
+    write(tmp_path)
     here, ahead = (next(Stream(LatentStore(tmp_path), 7, seed=0, workers=workers).batches(3)) for workers in (0, 1))
     assert all(map(torch.equal, here, ahead))
