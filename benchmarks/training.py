@@ -19,8 +19,7 @@ from benchmarks.compare import SCRATCH, Cases, Row, cpu_clock, in_turn, profile,
 from benchmarks.rivals import Script
 from splam.config import Run
 from splam.distill.loop import Distillation, set_determinism
-from splam.distill.online import OnlinePaths
-from splam.distill.paths import Batch, CachedPaths, TrajectoryCache
+from splam.distill.paths import Batch, CachedPaths, OnlinePaths, TrajectoryCache
 from splam.distill.trajectories import build_cache
 from splam.method.loss import update_target
 from splam.method.solver import sub_path

@@ -3,10 +3,9 @@
 import itertools
 import json
 import random
-from array import array
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from splam.data.images import DataError, built, to_pixels
 from splam.data.samples import Sample, Tally, is_held_out, opened
 from splam.data.shards import expand_shards, read_shard
 
-MANIFEST, FILES = "manifest.json", "files.json"
+MANIFEST, SAMPLES = "manifest.json", "samples.db"
 AGAIN = "run the data stage again (dvc repro data.dvc)"
 SHOWN = 10  # faults that the manifest lists
 
@@ -30,55 +29,49 @@ def shares(settings: PictureData) -> dict[str, str]:
     return {"seen": "held_out"} if settings.coco else {"unseen": "held_out", "seen": "training"}
 
 
-@dataclass
-class _Notes:
-    """Where the samples of a share lie: rows of file, offset, size, and where the caption ends."""
-
-    files: dict[str, int] = field(default_factory=dict)
-    rows: array = field(default_factory=lambda: array("q"))
-    captions: bytearray = field(default_factory=bytearray)
-
-    def __len__(self) -> int:
-        return len(self.rows) // 4
-
-    def add(self, sample: Sample) -> None:
-        self.captions += sample.caption.encode()
-        file = self.files.setdefault(sample.file, len(self.files))
-        self.rows.extend((file, sample.offset, sample.size, len(self.captions)))
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        sizes = {name: (ROOT / name).stat().st_size for name in self.files}
-        (folder / FILES).write_text(json.dumps(sizes, indent=0) + "\n")
-        np.save(folder / "rows.npy", np.asarray(self.rows).reshape(-1, 4))
-        np.save(folder / "captions.npy", np.frombuffer(self.captions, np.uint8))
-
-
 def survey(settings: PictureData, folder: Path) -> None:
-    """Look at every sample once, and write where those of use lie: folder/training, folder/held_out and a manifest.
+    """Look at every sample once, and write where those of use lie (folder/samples.db), and a manifest.
 
     Of all, the dimensions are read; the first 2 x settings.test_images of `shares` are decoded, so test sets are sound.
     Raises DataError beyond settings.max_broken_share, and if a share is too small.
     """
-    tally, count = Tally(settings.max_broken_share), 2 * settings.test_images
-    notes, tested = {"training": _Notes(), "held_out": _Notes()}, set(shares(settings).values())
-    for sample in tqdm(_everything(settings, tally), "samples", mininterval=2):
-        share = "held_out" if is_held_out(sample.key, settings.held_out_share) else "training"
-        decoded = share in tested and len(notes[share]) < count
-        if opened(sample, int(decoded), settings, tally) is not None:
-            notes[share].add(sample)
+    tally, count, tested = Tally(settings.max_broken_share), 2 * settings.test_images, {*shares(settings).values()}
+    notes = sqlite3.connect("")  # a temporary file, until all is well
+    found = _note(settings, tally, dict.fromkeys(tested, count), notes)
     wanted = dict.fromkeys(tested, count) | {"training": max(count if "training" in tested else 0, 1)}
     for share, number in wanted.items():
-        if len(notes[share]) < number:
+        if found[share] < number:
             more = "add pictures, lower data.test_images, or change data.held_out_share"
             worst = "".join(f"; {n} {kind} in {file}" for (kind, file), n in tally.faults.most_common(1))
-            found = f"{len(notes[share])} images are of share {share} ({tally}{worst})"
-            raise DataError(f"{found}, {number} are needed: {more}")
-    for share, found in notes.items():
-        found.save(folder / share)
+            said = f"{found[share]} images are of share {share} ({tally}{worst})"
+            raise DataError(f"{said}, {number} are needed: {more}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SAMPLES).unlink(missing_ok=True)
+    notes.execute("VACUUM INTO ?", (str(folder / SAMPLES),))
     faults = {f"{file}: {kind}": number for (kind, file), number in tally.faults.most_common(SHOWN)}
-    facts = {"read": str(tally), **{share: len(found) for share, found in notes.items()}, "faults": faults}
+    facts = {"read": str(tally), **found, "faults": faults}
     (folder / MANIFEST).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _note(settings: PictureData, tally: Tally, decoded: dict[str, int], notes: sqlite3.Connection) -> Counter[str]:
+    """Note the samples of use in a table for each share, and their files' sizes; returns how many each has.
+
+    decoded: how many of a share's first ones are read as a whole.
+    """
+    found = Counter(training=0, held_out=0)
+    for share in found:
+        notes.execute(f"CREATE TABLE {share} (file TEXT, offset INTEGER, size INTEGER, caption TEXT)")
+    for sample in tqdm(_everything(settings, tally), "samples", mininterval=2):
+        share = "held_out" if is_held_out(sample.key, settings.held_out_share) else "training"
+        if opened(sample, int(found[share] < decoded.get(share, 0)), settings, tally) is not None:
+            found[share] += 1
+            row = sample.file, sample.offset, sample.size, sample.caption
+            notes.execute(f"INSERT INTO {share} VALUES (?, ?, ?, ?)", row)
+    files = notes.execute("SELECT file FROM training UNION SELECT file FROM held_out").fetchall()
+    notes.execute("CREATE TABLE files (name TEXT, size INTEGER)")
+    notes.executemany("INSERT INTO files VALUES (?, ?)", ((name, (ROOT / name).stat().st_size) for (name,) in files))
+    notes.commit()
+    return found
 
 
 def _everything(settings: PictureData, tally: Tally) -> Iterator[Sample]:
@@ -103,29 +96,29 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 class Pictures:
-    """A share of the samples, read from where they lie."""
+    """A share of the samples, "training" or "held_out", read from where they lie."""
 
-    def __init__(self, settings: PictureData, folder: Path):
-        """folder: what survey has written of the share. Raises DataError if a file is gone, or has another size now."""
-        self.settings, self.folder, self.tally = settings, folder, Tally(settings.max_broken_share)
-        sizes = json.loads(built(folder / FILES).read_text())
+    def __init__(self, settings: PictureData, folder: Path, share: str):
+        """folder: what survey has written into. Raises DataError if a file is gone, or has another size now."""
+        self.settings, self.folder, self.share, self.tally = settings, folder, share, Tally(settings.max_broken_share)
+        self.notes = sqlite3.connect(f"{built(folder / SAMPLES).resolve().as_uri()}?immutable=1", uri=True)
+        sizes = dict(self.notes.execute("SELECT name, size FROM files"))
         changed = [name for name in sizes if not (file := ROOT / name).is_file() or file.stat().st_size != sizes[name]]
         if changed:
             raise DataError(f"{changed[0]} is gone or has changed ({len(changed):,} such files): {AGAIN}")
-        self.files, self.rows = list(sizes), np.load(folder / "rows.npy", mmap_mode="r")
-        self.captions = np.load(folder / "captions.npy", mmap_mode="r")
+        ((self.count,),) = self.notes.execute(f"SELECT COUNT(*) FROM {share}")
 
     def __reduce__(self) -> tuple:
-        return Pictures, (self.settings, self.folder)  # a worker opens the files itself
+        return Pictures, (self.settings, self.folder, self.share)  # a worker opens the file itself
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.count
 
     def sample(self, row: int) -> Sample:
         """Where a picture lies, with its caption."""
-        file, offset, size, end = self.rows[row].tolist()
-        caption = self.captions[self.rows[row - 1, 3] if row else 0 : end].tobytes().decode()
-        return Sample(self.files[file], f"number {row:,}", offset, size, caption)
+        found = self.notes.execute(f"SELECT * FROM {self.share} WHERE rowid = ?", (row + 1,))
+        ((file, offset, size, caption),) = found
+        return Sample(file, f"number {row:,}", offset, size, caption)
 
     def image(self, row: int, size: int, place: tuple[float, float] = (0.5, 0.5)) -> np.ndarray | None:
         """A picture, uint8 (size, size, 3); None if it is broken. Raises DataError if too many are."""

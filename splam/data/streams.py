@@ -83,7 +83,7 @@ def image_stream(
     """
     if data.kind == "shapes":
         return Stream(shapes.Split.load(folder / "train"), batch_size, seed, rank, ranks)
-    return Stream(Pictures(data, folder / "training"), batch_size, seed, rank, ranks, data.workers)
+    return Stream(Pictures(data, folder, "training"), batch_size, seed, rank, ranks, data.workers)
 
 
 def training_facts(data: ShapesData | PictureData) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def _coco_set(data: PictureData, folder: Path, dataset: str, count: int) -> Held
 
 def _own_set(data: PictureData, folder: Path, share: str, count: int) -> HeldOut:
     """The first `count` samples of a share against as many as data.test_images that come after those."""
-    pictures, half = Pictures(data, folder / share), data.test_images
+    pictures, half = Pictures(data, folder, share), data.test_images
     size = data.coco.image_size if data.coco else SIZE
 
     def images(rows: range, size: int) -> Iterator[np.ndarray]:

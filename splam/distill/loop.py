@@ -35,8 +35,7 @@ from splam.distill.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
-from splam.distill.online import OnlinePaths
-from splam.distill.paths import CachedPaths, TrajectoryCache, digest
+from splam.distill.paths import CachedPaths, OnlinePaths, TrajectoryCache, digest
 from splam.method.loss import Objective, distillation_loss, update_target
 from splam.method.sampling import generators, sample_consistency
 from splam.networks.export import CardFacts, export_pipeline, published_unet, save_lora

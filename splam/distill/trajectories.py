@@ -12,6 +12,7 @@ from splam.config import Params, Trajectories
 from splam.data import shapes
 from splam.data.images import to_pixels
 from splam.data.latents import open_folder, save_batch
+from splam.data.pictures import SAMPLES
 from splam.data.streams import image_stream, training_facts
 from splam.data.testsets import preview
 from splam.distill.paths import TrajectoryCache, digest
@@ -90,7 +91,7 @@ def encode_latents(params: Params, teacher: Teacher, data: Path, folder: Path) -
     They are the first of a training from images, up to whole batches, with its crops; data: what the data stage wrote.
     A stopped run goes on after its last whole batch.
     """
-    settings, images = params.latents["train"], "train" if params.data.kind == "shapes" else "training"
+    settings, images = params.latents["train"], "train" if params.data.kind == "shapes" else SAMPLES
     count = math.ceil(settings.images / settings.batch_size)
     plan = settings.model_dump() | {
         "images": count * settings.batch_size,

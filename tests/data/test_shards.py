@@ -52,7 +52,7 @@ def test_held_out_share_is_about_its_size_and_grows_by_inclusion():
 def test_held_out_samples_are_never_trained_on_and_counted(laion, opened, tmp_path):
     held = laion(held_out_share=0.3, test_images=5)
     survey(held, tmp_path)
-    kept, facts = Pictures(held, tmp_path / "held_out"), read_manifest(tmp_path)
+    kept, facts = Pictures(held, tmp_path, "held_out"), read_manifest(tmp_path)
     captions = {kept.sample(row).caption for row in range(len(kept))}
     trained = {text for _, batch in take(opened(held, 8, seed=0), 30) for text in batch}
     assert len(captions) > 9 and not captions & trained and len(captions | trained) == 70
@@ -66,7 +66,7 @@ def test_a_test_set_has_no_broken_picture(tmp_path):
     cut = {str(i): sample(i) if i % 2 else {"png": encoded(i)[:-30], "txt": b"cut"} for i in range(40)}
     settings = laion_settings(write_shard(tmp_path / "0.tar", cut), held_out_share=0.5, test_images=3)
     survey(settings.model_copy(update={"max_broken_share": 0.2}), tmp_path)
-    kept = Pictures(settings, tmp_path / "held_out")
+    kept = Pictures(settings, tmp_path, "held_out")
     assert all(kept.image(row, 8) is not None and kept.sample(row).caption != "cut" for row in range(6))
 
 
@@ -174,7 +174,7 @@ def test_what_is_in_a_shard_twice_or_beside_it_is_counted(tmp_path):
 
 def test_files_that_changed_since_they_were_surveyed_are_an_error(tmp_path):
     settings = laion_settings(write_shard(tmp_path / "0.tar", {str(i): sample(i) for i in range(30)}))
-    with pytest.raises(FileNotFoundError, match=r"files.json: run the data stage \(dvc repro data.dvc\) first"):
+    with pytest.raises(FileNotFoundError, match=r"samples.db: run the data stage \(dvc repro data.dvc\) first"):
         image_stream(settings, tmp_path, 1, seed=0)
     surveyed(settings, tmp_path)
     write_shard(tmp_path / "0.tar", {str(i): sample(i) for i in range(60)})

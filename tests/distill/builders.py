@@ -6,8 +6,7 @@ import torch
 
 from splam.config import Params, Run, parse
 from splam.distill.loop import Distillation, train
-from splam.distill.online import OnlinePaths
-from splam.distill.paths import CachedPaths, TrajectoryCache
+from splam.distill.paths import CachedPaths, OnlinePaths, TrajectoryCache
 from splam.networks.teacher import Teacher
 from splam.profile import compose
 from tests.runs import SETTINGS, FakeStream, small_run

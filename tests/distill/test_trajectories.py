@@ -1,6 +1,7 @@
 """The stages that a training reads: the trajectory cache, and latents that are what a training would have encoded."""
 
 import json
+import sqlite3
 
 import pytest
 import torch
@@ -104,8 +105,8 @@ def test_latents_of_other_data_are_replaced_and_of_other_test_sets_are_not(shard
     plan = LatentStore(tmp_path / "out").plan
     encode_latents(made("data.coco.folder=elsewhere", "data.workers=3"), teacher, data, tmp_path / "out")
     assert LatentStore(tmp_path / "out").plan == plan
-    with (data / "training/files.json").open("a") as files:
-        files.write("\n")
+    with sqlite3.connect(data / "samples.db") as notes:
+        notes.execute("UPDATE training SET caption = 'another' WHERE rowid = 1")
     encode_latents(made(), teacher, data, tmp_path / "out")
     assert LatentStore(tmp_path / "out").plan != plan
 
