@@ -118,7 +118,6 @@ class Training(Strict):
     compile: bool = False
     deterministic: bool = False  # on a GPU too, at a price in memory and speed; on a CPU every training is
     source: Literal["trajectories", "latents", "data"] = "trajectories"  # of sub-paths: a folder of build/
-    latents: Literal["mean", "sample"] = "sample"  # of E(x); LCM's scripts take a sample
     checkpoint_seconds: PositiveFloat
     short_ends: Literal["clamped", "strict"] = "clamped"
     sigma_form: Literal["linear", "markov"] = "linear"
@@ -283,8 +282,8 @@ def _disagreements(params: Params) -> Iterator[str]:
         own = run.training.gamma_law != (1, 1) or run.training.gamma_one_probability
         if run.method != "splam" and (run.variant or own):
             yield f"{key}: variant, gamma_law and gamma_one_probability are splam's; {run.method}'s gamma is 1"
-        if (run.training.source, run.training.latents) != (source, params.training.latents):
-            yield f"{key}.training: source and latents are set for the whole profile, not for one run"
+        if run.training.source != source:
+            yield f"{key}.training.source is set for the whole profile, not for one run"
         if steps != int(steps):
             yield f"{key}.skip = {run.skip}: with multiple_estimation, a multiple of trajectories.solver_skip is needed"
         elif source == "trajectories" and steps > cache.steps:

@@ -100,11 +100,6 @@ def test_failing_cell_keeps_what_was_done_and_tells_where(notebook, tmp_path):
     assert "so far" in (tmp_path / "out.failed.ipynb").read_text()
 
 
-def test_no_warning_of_a_library_is_hidden():
-    """Of keys of an adapter that fit nowhere, or weights that are missing, diffusers and transformers warn at most."""
-    assert not [name for name in stage.KERNEL_ENVIRONMENT if "VERBOSITY" in name]
-
-
 @pytest.mark.parametrize(("victim", "shell"), [("stage", "/bin/sh"), ("dvc", "/bin/sh"), ("group", "/bin/bash")])
 def test_killed_leaves_no_process_behind(notebook, tmp_path, victim, shell):
     asleep, git = tmp_path / "asleep", tmp_path / "git"

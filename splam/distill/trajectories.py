@@ -96,7 +96,6 @@ def encode_latents(params: Params, teacher: Teacher, data: Path, folder: Path) -
     plan = settings.model_dump() | {
         "images": count * settings.batch_size,
         "seed": params.seed,
-        "latents": params.training.latents,
         "data": training_facts(params.data),
         "encoders": digest(*(teacher.folder / part for part in ("vae", "text_encoder", "tokenizer"))),
         "files": digest(data / images),
@@ -105,8 +104,7 @@ def encode_latents(params: Params, teacher: Teacher, data: Path, folder: Path) -
     batches = image_stream(params.data, data, settings.batch_size, params.seed).batches(first)
     for number in tqdm(range(first, count), "latents", total=count, initial=first, unit="batch", mininterval=2):
         pixels, captions = next(batches)
-        latents, std = teacher.encode_distribution(pixels)
-        if params.training.latents == "sample":
-            seeds = np.random.default_rng((params.seed, number)).integers(2**62, size=len(latents)).tolist()
-            latents = latents + std * draw_noise(generators(seeds), latents.shape[1:], latents.device)
+        mean, std = teacher.encode_distribution(pixels)
+        seeds = np.random.default_rng((params.seed, number)).integers(2**62, size=len(mean)).tolist()
+        latents = mean + std * draw_noise(generators(seeds), mean.shape[1:], mean.device)
         save_batch(folder, number, latents, teacher.embed(captions), getattr(torch, settings.dtype))

@@ -150,17 +150,6 @@ def test_what_follows_the_end_of_a_shard_is_not_passed_over(tmp_path, damage):
         list(read_shard(path, Tally(0)))
 
 
-def test_links_in_a_shard_are_pictures_and_captions_that_it_lacks(tmp_path):
-    write_shard(tmp_path / "0.tar", {"0": sample(0)})
-    with tarfile.open(tmp_path / "0.tar", "a") as tar:
-        for name in ("1.png", "1.txt"):
-            member = tarfile.TarInfo(name)
-            member.type, member.linkname = tarfile.SYMTYPE, "gone"
-            tar.addfile(member)
-    found = read_shard(str(tmp_path / "0.tar"), Tally(1))
-    assert [(s.key, s.size > 0, s.caption) for s in found] == [("0", True, "0"), ("1", False, "")]
-
-
 def test_what_is_in_a_shard_twice_or_beside_it_is_counted(tmp_path):
     """A sample again, macOS's ._ files, and captions that are not UTF-8."""
     names = ("0.png", "0.txt", "._0.png", "1.png", "1.txt", "0.png", "0.txt", "2.PNG", "2.txt")

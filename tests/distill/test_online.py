@@ -65,21 +65,21 @@ def test_paths_have_the_solvers_steps_and_ends(teacher):
         online(teacher, skip=50)
 
 
-def test_latents_are_the_mean_or_a_sample(teacher):
-    mean, sample = (online(teacher, training={"latents": kind}).batch(0, 0, 1).path.z_t for kind in ("mean", "sample"))
-    assert not torch.allclose(mean, sample)
-
-
-def test_latents_computed_once_give_the_paths_of_their_images(teacher):
+def test_latents_computed_once_are_as_those_of_their_images(teacher):
+    """A path starts at alpha(t) z + sigma(t) noise; z that is encoded in training has the autoencoder's noise too."""
     pixels, captions = next(FakeStream(12).batches())
-    latents, embeddings = teacher.encode(pixels), teacher.embed(captions)
+    (mean, std), embeddings = teacher.encode_distribution(pixels), teacher.embed(captions)
 
     def batches(start=0):
         for number in range(start, 3):
-            yield latents[4 * number : 4 * number + 4], embeddings[4 * number : 4 * number + 4]
+            yield mean[4 * number : 4 * number + 4], embeddings[4 * number : 4 * number + 4]
 
-    stored = online(teacher, SimpleNamespace(batches=batches)).batch(1, 0, 1)
-    assert_same([stored], online(teacher, training={"latents": "mean"}).batch(1, 0, 1))
+    stored, fresh = online(teacher, SimpleNamespace(batches=batches)).batch(1, 0, 1), online(teacher).batch(1, 0, 1)
+    assert torch.equal(stored.path.t, fresh.path.t)
+    torch.testing.assert_close(stored.captions, fresh.captions, rtol=1e-4, atol=1e-5)
+    alpha, sigma = teacher.schedule.alpha(fresh.path.t), teacher.schedule.sigma(fresh.path.t)
+    for path, level in ((stored.path, sigma), (fresh.path, (sigma**2 + (alpha * std[4:8]) ** 2).sqrt())):
+        assert ((path.z_t - alpha * mean[4:8]) / level).std() == pytest.approx(1, abs=0.1)
 
 
 def test_images_of_another_size_are_refused(teacher):
