@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNEL_ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),  # this checkout first
     "PYTHONHASHSEED": "0",
+    "JUPYTER_PREFER_ENV_PATH": "1",  # this interpreter's kernel, whatever kernels the user has installed
     "TOKENIZERS_PARALLELISM": "false",
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # as in a notebook that is opened by hand
     "IPYTHONDIR": str(ROOT / "build/ipython"),  # not the user's own start-up files and history
@@ -79,7 +80,9 @@ def run_notebook(notebook: Path, out: Path, parameters: dict[str, Any]) -> list[
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
+    os.environ.update(KERNEL_ENVIRONMENT)
     out.parent.mkdir(parents=True, exist_ok=True)
     failed = out.with_suffix(".failed.ipynb")
     try:
@@ -94,7 +97,8 @@ def run_notebook(notebook: Path, out: Path, parameters: dict[str, Any]) -> list[
             stdout_file=sys.stdout,
             stderr_file=sys.stdout,
             start_timeout=600,  # seconds: 60, the default, are too few on a machine busy with other work
-            kernel_manager_class=_kernel_manager_class(),
+            extra_arguments=KERNEL_OPTIONS,
+            config=Config(KernelManager={"transport_encryption": "auto"}),  # others on this machine can reach its ports
             cwd=ROOT,
         )
     except PapermillExecutionError as error:
@@ -120,21 +124,6 @@ def normalise(executed: Any) -> Any:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     return executed
-
-
-def _kernel_manager_class() -> type:
-    """A kernel manager that knows one kernel, this interpreter's, whatever kernels the user has installed."""
-    from ipykernel.kernelspec import get_kernel_dict
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec
-
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", *KERNEL_OPTIONS]
-
-    class OwnKernelManager(AsyncKernelManager):
-        kernel_spec = KernelSpec(**{**get_kernel_dict(), "argv": command, "env": KERNEL_ENVIRONMENT})
-        transport_encryption = "auto"  # other users of the machine can reach the kernel's ports
-
-    return OwnKernelManager
 
 
 def load_ipython_extension(shell: Any) -> None:
