@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -59,23 +58,22 @@ FEW = [
 ]
 
 
-class Repository:
-    """A git and DVC repository: real pipelines, and stand-ins for the code and data that they depend on."""
+class Project:
+    """A git and DVC repository: the pipeline of dvc.yaml with a profile, and stand-ins for what it depends on."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, profile: str):
         self.folder = folder
-
-    def create(self, *files: str) -> None:
-        """Start it, with copies of files of the real one."""
-        for name in files:
-            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, self.folder / name)
-        (self.folder / ".gitignore").write_text("/build/\n/data/\n__pycache__/\n")
+        for name in ("dvc.yaml", "data.dvc", ".dvcignore", "Makefile"):
+            shutil.copy(ROOT / name, folder / name)
+        (folder / ".gitignore").write_text("/build/\n/data/\n__pycache__/\n")
         self.run("git", "init", "-q")
         self.run("git", "config", "user.name", "a")
         self.run("git", "config", "user.email", "a@b")
         self.dvc("init", "-q")
         self.dvc("config", "core.analytics", "false")
+        self.compose(profile)
+        (folder / "splam/stage.py").write_text(FAKE_STAGE)
+        (folder / "splam/report/__main__.py").write_text(FAKE_STAGE)
 
     def run(self, *command: str) -> str:
         """What a command prints; it must succeed."""
@@ -92,29 +90,6 @@ class Repository:
         """The stages that a `dvc repro` or `dvc exp run` says it ran."""
         return {line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")}
 
-    def stand_ins(self, paths: Iterable[str]) -> None:
-        """Write a file, or a folder with one, for each path."""
-        for path in map(Path, paths):
-            place = self.folder / path if path.suffix else self.folder / path / "__init__.py"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text("# not the real one\n")
-
-    def commit(self) -> None:
-        """All there is, to git."""
-        self.run("git", "add", "-A")
-        self.run("git", "commit", "-q", "-m", "all")
-
-
-class Project(Repository):
-    """The pipeline of dvc.yaml, with a profile."""
-
-    def __init__(self, folder: Path, profile: str):
-        super().__init__(folder)
-        self.create("dvc.yaml", "data.dvc", ".dvcignore", "Makefile")
-        self.compose(profile)
-        (folder / "splam/stage.py").write_text(FAKE_STAGE)
-        (folder / "splam/report/__main__.py").write_text(FAKE_STAGE)
-
     def compose(self, profile: str) -> None:
         """Write params.yaml as splam.config does, and what the stages of this profile depend on and write."""
         content = yaml.safe_dump(compose(profile, FEW), sort_keys=False)
@@ -125,7 +100,10 @@ class Project(Repository):
             deps = {dep.def_path for stage in stages for dep in stage.deps if not hasattr(dep, "params")}
         (self.folder / "outs.json").write_text(json.dumps(outs))
         made = re.compile("(build|data|reports)(?!/rehearsal)(/|$)")
-        self.stand_ins(path for path in sorted(deps) if not made.match(path))
+        for path in (Path(path) for path in sorted(deps) if not made.match(path)):
+            place = self.folder / path if path.suffix else self.folder / path / "__init__.py"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text("# not the real one\n")
 
 
 @pytest.fixture(scope="module")
@@ -133,5 +111,6 @@ def project(tmp_path_factory) -> Project:
     """The smoke profile's pipeline, run and committed."""
     project = Project(tmp_path_factory.mktemp("project"), "smoke")
     project.dvc("repro")
-    project.commit()
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-q", "-m", "all")
     return project
