@@ -31,8 +31,6 @@ def compose(name: str, overrides: Sequence[str] = (), conf: Path = CONF) -> dict
         layers.insert(0, read_yaml(conf / f"{parent}.yaml", f"the profiles are {known}"))
         seen.append(parent)
         parent = layers[0].pop("extends", None)
-    if wrong := [text for text in overrides if "=" not in text]:
-        raise ParamsError(f"override {wrong[0]!r} is not key=value")
     try:
         merged = OmegaConf.to_container(OmegaConf.merge(*layers, OmegaConf.from_dotlist(list(overrides))))
     except (yaml.YAMLError, OmegaConfBaseException) as error:

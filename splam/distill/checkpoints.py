@@ -21,8 +21,8 @@ class CheckpointError(RuntimeError):
     """Checkpoints that a training run cannot resume from; the message says what to do."""
 
 
-def save_checkpoint(folder: Path, iteration: int, content: dict[str, Any], keep: int) -> None:
-    """Write folder/checkpoint-<iteration>.pt and remove all but the last `keep`.
+def save(folder: Path, iteration: int, content: dict[str, Any]) -> None:
+    """Write folder/checkpoint-<iteration>.pt and remove all but the last KEEP.
 
     It is written under another name, flushed, then renamed: even after a power cut, the name means a complete file.
     """
@@ -33,11 +33,11 @@ def save_checkpoint(folder: Path, iteration: int, content: dict[str, Any], keep:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-    for old in sorted(folder.glob("checkpoint-*.pt"))[:-keep]:
+    for old in sorted(folder.glob("checkpoint-*.pt"))[:-KEEP]:
         old.unlink()
 
 
-def last_checkpoint(folder: Path) -> Path | None:
+def last(folder: Path) -> Path | None:
     """The newest checkpoint that can be read; None if there is none. All of it is read, to compare its checksums.
 
     Broken ones are skipped with a warning. Raises CheckpointError if all are broken: whether to start over is for a
@@ -49,7 +49,7 @@ def last_checkpoint(folder: Path) -> Path | None:
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():  # torch.load takes a flipped bit for a weight
                     raise zipfile.BadZipFile(f"bad checksum of {damaged}")
-            read_checkpoint(path)
+            read(path)
             return path
         except Exception as error:  # what a cut or overwritten file raises depends on where it was hit
             message = f"{path} cannot be read ({type(error).__name__}: {error}); trying the checkpoint before it"
@@ -59,7 +59,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
     """What a checkpoint holds, on the CPU. Its tensors are the file's pages, which processes share, until changed."""
     return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
 

@@ -26,15 +26,7 @@ from splam.config import Params, ParamsError, Run, Training, suggestion
 from splam.data.images import DataError, built
 from splam.data.latents import LatentStore
 from splam.data.streams import Stream, image_stream, iteration_generator, training_facts
-from splam.distill.checkpoints import (
-    KEEP,
-    last_checkpoint,
-    locked,
-    name_others,
-    own_folder,
-    read_checkpoint,
-    save_checkpoint,
-)
+from splam.distill import checkpoints
 from splam.distill.paths import CachedPaths, OnlinePaths, TrajectoryCache, digest
 from splam.method.loss import Objective, distillation_loss, update_target
 from splam.method.sampling import generators, sample_consistency
@@ -177,11 +169,11 @@ def train(job: Distillation, scratch: Path, out: Path) -> Iterator[float]:
     with its own parameters. Raises FloatingPointError if the loss is no longer finite, CheckpointError if no checkpoint
     can be read.
     """
-    training, main, own = job.run.training, job.accelerator.is_main_process, own_folder(scratch, job.parameters)
-    kept = own / "kept"
-    with locked(scratch) if main else contextlib.nullcontext():
+    training, main = job.run.training, job.accelerator.is_main_process
+    kept = (own := checkpoints.own_folder(scratch, job.parameters)) / "kept"
+    with checkpoints.locked(scratch) if main else contextlib.nullcontext():
         if main:
-            name_others(scratch, job.parameters)
+            checkpoints.name_others(scratch, job.parameters)
         _resume(job, own)
         saved, first, last = time.monotonic(), len(job.losses), training.iterations
         bar = tqdm(range(first, last), job.run.name, last, initial=first, mininterval=2, disable=not main)
@@ -194,7 +186,7 @@ def train(job: Distillation, scratch: Path, out: Path) -> Iterator[float]:
             if main:
                 job.keep(kept)
             if main and (time.monotonic() - saved > training.checkpoint_seconds or iteration + 1 == last):
-                save_checkpoint(own, iteration + 1, job.state(), KEEP)
+                checkpoints.save(own, iteration + 1, job.state())
                 saved = time.monotonic()
             yield loss
         if main:
@@ -208,10 +200,9 @@ def train(job: Distillation, scratch: Path, out: Path) -> Iterator[float]:
 
 def _resume(job: Distillation, own: Path) -> None:
     """Resume from the last checkpoint, which one process looks for, or start with an empty `kept` folder."""
-    (last,) = broadcast_object_list([last_checkpoint(own) if job.accelerator.is_main_process else None])
+    (last,) = broadcast_object_list([checkpoints.last(own) if job.accelerator.is_main_process else None])
     if last is not None:
-        state = read_checkpoint(last)
-        job.load(state)
+        job.load(checkpoints.read(last))
     elif job.accelerator.is_main_process:
         shutil.rmtree(own / "kept", ignore_errors=True)
         (own / "kept/pictures").mkdir(parents=True)

@@ -5,31 +5,31 @@ from pathlib import Path
 import pytest
 import torch
 
-from splam.distill.checkpoints import CheckpointError, last_checkpoint, locked, read_checkpoint, save_checkpoint
+from splam.distill.checkpoints import CheckpointError, last, locked, read, save
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Checkpoints of iterations 1 to 4, of which two are kept, and what a kill while writing leaves."""
     for iteration in range(1, 5):
-        save_checkpoint(tmp_path, iteration, {"weights": torch.full((5000,), float(iteration))}, keep=2)
+        save(tmp_path, iteration, {"weights": torch.full((5000,), float(iteration))})
     (tmp_path / "checkpoint-00000005.part").write_bytes(b"half")
     return tmp_path
 
 
 def test_the_last_few_are_kept_and_the_newest_is_read(folder):
     assert [p.name for p in sorted(folder.glob("*.pt"))] == ["checkpoint-00000003.pt", "checkpoint-00000004.pt"]
-    assert read_checkpoint(last_checkpoint(folder))["weights"][0] == 4
-    assert last_checkpoint(folder / "none") is None
+    assert read(last(folder))["weights"][0] == 4
+    assert last(folder / "none") is None
 
 
 def test_what_is_read_is_the_file_and_not_a_copy(folder):
     """Each of eight ranks would otherwise hold 14 GB of its own; what one changes is its own."""
     path = folder / "checkpoint-00000004.pt"
-    mapped = [read_checkpoint(path)["weights"] for _ in range(2)]
+    mapped = [read(path)["weights"] for _ in range(2)]
     assert str(path) in Path("/proc/self/maps").read_text()
     mapped[0].zero_()
-    assert (mapped[1] == 4).all() and (read_checkpoint(path)["weights"] == 4).all()
+    assert (mapped[1] == 4).all() and (read(path)["weights"] == 4).all()
 
 
 def cut(content: bytes) -> bytes:
@@ -48,7 +48,7 @@ def test_a_broken_one_is_named_and_passed_over(folder, damage):
     with pytest.warns(
         RuntimeWarning, match="checkpoint-00000004.pt cannot be read .*; trying the checkpoint before it"
     ):
-        assert last_checkpoint(folder).name == "checkpoint-00000003.pt"
+        assert last(folder).name == "checkpoint-00000003.pt"
 
 
 @pytest.mark.filterwarnings("ignore:.*checkpoint-")
@@ -56,7 +56,7 @@ def test_all_broken_is_an_error_not_a_new_start(folder):
     for path in folder.glob("*.pt"):
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match="no checkpoint in .* can be read: delete that folder"):
-        last_checkpoint(folder)
+        last(folder)
 
 
 def test_a_kill_while_writing_leaves_the_ones_before(folder, monkeypatch):
@@ -66,8 +66,8 @@ def test_a_kill_while_writing_leaves_the_ones_before(folder, monkeypatch):
 
     monkeypatch.setattr(torch, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(folder, 6, {}, keep=2)
-    assert last_checkpoint(folder).name == "checkpoint-00000004.pt"
+        save(folder, 6, {})
+    assert last(folder).name == "checkpoint-00000004.pt"
 
 
 def test_two_trainings_of_one_run_keep_apart(tmp_path):
