@@ -109,9 +109,7 @@ def convergence(metrics: Metrics, variant: str) -> Iterator[Part]:
     few = "curves of at least 12 points" * (min(len(curves[name].columns) for name in names[:3]) < 12)
     control = untrained(metrics, curves["splam-3-k100-me"])
     goals = 1.05 * curves["lcm-3"].min(axis=1)
-    goals = goals[
-        ~(control.min(axis=1).reindex(goals.index) <= goals)
-    ]  # of where the undistilled network is there: none
+    goals = goals[~(control.min(axis=1).reindex(goals.index) <= goals)]  # not where the undistilled network is there
     censored = {n: int((fids.min(axis=1) > goals.reindex(fids.index)).sum()) for n, fids in curves.items()}
     (first, ours), *others = ((name, reach(fids, goals)) for name, fids in curves.items())
     for name, slow in others:

@@ -2,7 +2,6 @@
 
 import shutil
 import textwrap
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,11 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from splam.config import Gate, Params
-from splam.report import ablations, made, tables
+from splam.report import ablations, made, rules, tables
 from splam.report.claims import CLAIMS, judge
 from splam.report.figures import FIGURES, ends, picture, plot, plotted_points, png, sheet
 from splam.report.metrics import QUOTED, UNDISTILLED, Metrics, steps_text, where
-from splam.report.rules import (
-    CANNOT_TELL,
-    FAILS,
-    FEW_SEEDS,
-    HOLDS,
-    MISSING,
-    NOISE,
-    REAL,
-    REPORTED,
-    TEACHER,
-    interval,
-    number,
-)
+from splam.report.rules import CANNOT_TELL, FAILS, FEW_SEEDS, HOLDS, MISSING, NOISE, REAL, REPORTED, TEACHER
 
 FOLDER = Path(__file__).parent
 TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -37,9 +24,9 @@ ALL, SOME, NONE = "as claimed", "partly as claimed", "not as claimed"  # directi
 GLYPHS = {HOLDS: "✓", FAILS: "✕", NOISE: "≈", CANNOT_TELL: "?", REPORTED: "·", MISSING: "–"}
 GLYPHS |= {ALL: "✓", SOME: "◐", NONE: "✕"}
 SHARE = {"better": HOLDS, "worse": FAILS}  # what ablations call their verdicts
-FINDINGS = {  # of a measure: its better sign, and what SPLAM is where it is ahead of LCM and where it is behind
-    "gap_closed": (1, "comes nearer to the teacher than LCM", "comes less near to the teacher than LCM"),
-    "fid": (-1, "has a lower FID than LCM", "has a higher FID than LCM"),
+FINDINGS = {  # what is said of a measure in some steps, of SPLAM and of LCM
+    "gap_closed": "In {} SPLAM closes {} of the gap between the undistilled network and the teacher, LCM {}.",
+    "fid": "In {} SPLAM has an FID of {}, LCM of {}.",
 }
 
 
@@ -169,7 +156,7 @@ def places(parts: pd.DataFrame) -> list[dict[str, Any]]:
             said = state if "alone" in row else row["verdict"]  # a study claims nothing
             said += f", alone: {row['alone']}" if row["verdict"] == CANNOT_TELL else ""
             bounds = (row["low"], row["high"]) if row["low"] < row["high"] else ()
-            text = number(unit, row["estimate"], *bounds)
+            text = rules.number(unit, row["estimate"], *bounds)
             found.append({**row, "at": where_drawn, "state": state, "said": said, "text": text})
     return found
 
@@ -214,68 +201,37 @@ def glance(report: Report) -> pd.DataFrame:
 
 
 def finding(report: Report) -> tuple[str, str]:
-    """What was found in a sentence, and its numbers: SPLAM beside LCM, by the gap closed or else by FID.
-
-    Of three seeds or more, the two are not told apart where the t interval of their difference has both signs.
-    """
-    pictures = report.params.pictures
-    rows = where(report.metrics.rows, dataset="unseen", final=True).set_index(["steps", "seed"])
-    ours, theirs = (where(rows, run=run) for run in (pictures.splam, pictures.lcm))
-    apart = {measure: (ours[measure] - theirs[measure]).dropna() for measure in FINDINGS}
-    measure = next((name for name, values in apart.items() if len(values)), "")
-    if not measure:
-        return "Nothing has been measured yet.", ""
-    sign, *words = FINDINGS[measure]
-    sides = (sign * apart[measure]).groupby("steps").agg(_side)
-    at = {side: listed(counts) for side, counts in sides.index.groupby(sides).items()}
-    who = iter(("SPLAM", "it"))
-    said = [f"{next(who)} {word} in {at[side]}" for side, word in zip((1, -1), words, strict=True) if side in at]
-    said += [f"in {at[0]} the seeds do not tell {'them' if said else 'SPLAM and LCM'} apart"] if 0 in at else []
-    said = "; ".join(said)
-    both = f"{_setting(ours.iloc[0])} and {_setting(theirs.iloc[0])} at w = {ours['guidance_scale'].iloc[0]:g}."
-    means = {name: side[measure].groupby("steps").mean()[sides.index] for name, side in (("S", ours), ("L", theirs))}
-    values = {name: ", ".join(tables.written(measure, value) for value in found) for name, found in means.items()}
-    gap = "Of the gap between the undistilled network and the teacher, SPLAM closes"
-    what = gap if measure == "gap_closed" else "It is"
-    return (
-        f"{said[0].upper()}{said[1:]}.",
-        f"{both} {what} {values['S']}, LCM {values['L']} (in {listed(sides.index)}).",
-    )
+    """What was found in a sentence, and of which students: SPLAM's means over seeds beside LCM's."""
+    rows = where(report.metrics.rows, dataset="unseen", final=True)
+    sides = [where(rows, run=run) for run in (report.params.pictures.splam, report.params.pictures.lcm)]
+    for measure, sentence in FINDINGS.items():
+        ours, theirs = (side.groupby("steps")[measure].mean().dropna() for side in sides)
+        if len(steps := ours.index.intersection(theirs.index)):
+            values = (listed([tables.written(measure, value) for value in means[steps]]) for means in (ours, theirs))
+            said = sentence.format(listed([f"{n:g}" for n in steps[:-1]] + [steps_text(steps[-1])]), *values)
+            return said, f"{' and '.join(map(_setting, sides))} at w = {sides[0]['guidance_scale'].iloc[0]:g}."
+    return "Nothing has been measured yet.", ""
 
 
-def _setting(row: pd.Series) -> str:
+def _setting(side: pd.DataFrame) -> str:
     """'SPLAM (k = 100 with ME, scaled input)'."""
+    row = side.iloc[0]
     path = f"k = {row['skip']:g}" + " with ME" * bool(row["multiple_estimation"] and row["skip"] > 20)
     return f"{row['method'].removesuffix(' (fix w)')} ({', '.join(filter(None, [path, row['variant']]))})"
 
 
-def _side(ahead: pd.Series) -> int:
-    low, high = interval(ahead, 0.95) if len(ahead) > 2 else (ahead.mean(), ahead.mean())
-    return 1 if low > 0 else -1 if high < 0 else 0
+def listed(words: list[str]) -> str:
+    """'1, 2 and 4 steps'."""
+    return " and ".join([", ".join(words[:-1])] * (len(words) > 1) + words[-1:])
 
 
 def tally(verdicts: pd.DataFrame) -> str:
-    """How many claims hold, SPLAM with the scaled input; empty where most have no verdict."""
+    """How many claims have each verdict, SPLAM with the scaled input; empty where most have none."""
     ours = verdicts[verdicts["variant"].isin(["", "scaled input"])].groupby("id")["verdict"].first()
     if ours.isin([FEW_SEEDS, MISSING]).mean() > 0.5:
         return ""
-    counts = ours.value_counts().to_dict()
-    words = {  # of one, of several
-        HOLDS: ("holds", "hold"),
-        FAILS: ("does not hold", "do not hold"),
-        NOISE: ("is within noise", "are within noise"),
-        CANNOT_TELL: ("cannot be told", "cannot be told"),
-        FEW_SEEDS: ("has too few seeds", "have too few seeds"),
-        MISSING: ("is not measured", "are not measured"),
-    }
-    said = [f"{counts[verdict]} {text[counts[verdict] > 1]}" for verdict, text in words.items() if verdict in counts]
-    return f"Of the paper's {len(ours)} claims, with the scaled input, {', '.join(said)}."
-
-
-def listed(counts: Iterable[float]) -> str:
-    """'1, 2 and 4 steps'."""
-    *first, last = [*map("{:g}".format, counts)] or [""]
-    return " and ".join([", ".join(first)] * bool(first) + [steps_text(float(last))]) if last else ""
+    said = ", ".join(f"{verdict} ({count})" for verdict, count in ours.value_counts().sort_index().items())
+    return f"Verdicts on the paper's {len(ours)} claims, with the scaled input: {said}."
 
 
 def summary(report: Report) -> str:
