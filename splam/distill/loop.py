@@ -30,7 +30,7 @@ from splam.distill import checkpoints
 from splam.distill.paths import CachedPaths, OnlinePaths, TrajectoryCache, digest
 from splam.method.loss import Objective, distillation_loss, update_target
 from splam.method.sampling import generators, sample_consistency
-from splam.networks.export import CardFacts, export_pipeline, published_unet, save_lora
+from splam.networks.export import export_pipeline, published_unet, save_lora, write_card
 from splam.networks.student import make_student, published_network, save_gamma, student_network
 from splam.networks.teacher import Teacher, default_device, load_teacher
 
@@ -46,7 +46,7 @@ class Distillation:
     def __init__(self, run: Run, teacher: Teacher, source: Source, facts: dict[str, Any] | None = None):
         """The state before step 1; every process calls it. facts: what else the result depends on, by name."""
         self.run, self.teacher, self.source, self.facts = run, teacher, source, facts or {}
-        self.caption, self.card, self.losses = "", None, []  # caption: of the pictures drawn on the way
+        self.caption, self.card, self.losses = "", (), []  # caption: of the pictures drawn on the way
         training, device = run.training, teacher.device.type
         once = GradientAccumulationPlugin(num_steps=1)  # ACCELERATE_GRADIENT_ACCUMULATION_STEPS overrides the argument
         plain = {"mixed_precision": "no", "dynamo_backend": "no", "gradient_accumulation_plugin": once}
@@ -139,7 +139,9 @@ class Distillation:
 
     def publish(self, out: Path) -> None:
         """Write pipeline/ (theta-, Eq. 19), SPLAM's gamma weights, a LoRA's lora/, and losses.csv."""
-        export_pipeline(published_unet(self.target, self.run), self.teacher.folder, out / "pipeline", self.card)
+        export_pipeline(published_unet(self.target, self.run), self.teacher.folder, out / "pipeline")
+        if self.card:
+            write_card(out / "pipeline", self.run, *self.card)
         save_gamma(self.target, self.run, out)
         if self.run.adapter and self.run.method != "lcm_star":
             save_lora(self.target, out / "lora")
@@ -217,7 +219,7 @@ def open_distillation(params: Params, name: str, build: Path, data: Path) -> Dis
     source, facts = _open_source(params, run, teacher, build, data)
     job = Distillation(run, teacher, source, facts | {"teacher": params.teacher.source})
     job.caption = params.pictures.prompts[0]
-    job.card = CardFacts(run, params.teacher.source, params.data.kind, params.teacher.licence)
+    job.card = params.teacher.source, params.data.kind, params.teacher.licence
     return job
 
 

@@ -3,7 +3,6 @@
 import copy
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,16 +11,6 @@ from torch import nn
 from splam.config import Run
 from splam.networks.student import COND_PROJ, guidance_embedding, unet_like
 from splam.networks.teacher import student_scheduler
-
-
-@dataclass(frozen=True)
-class CardFacts:
-    """What a model card says."""
-
-    run: Run
-    teacher: str
-    data: str
-    licence: str | None = None
 
 
 def published_unet(student: nn.Module, run: Run) -> nn.Module:
@@ -37,7 +26,7 @@ def published_unet(student: nn.Module, run: Run) -> nn.Module:
     return published
 
 
-def export_pipeline(unet: nn.Module, teacher_folder: Path, out: Path, card: CardFacts | None = None) -> None:
+def export_pipeline(unet: nn.Module, teacher_folder: Path, out: Path) -> None:
     """Write a student as a folder that stock diffusers opens: the teacher's, with this UNet and LCMScheduler."""
     from diffusers import DDIMScheduler
 
@@ -50,8 +39,6 @@ def export_pipeline(unet: nn.Module, teacher_folder: Path, out: Path, card: Card
     index |= {"scheduler": ["diffusers", "LCMScheduler"]}
     index |= {"safety_checker": [None, None], "requires_safety_checker": False}
     (out / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    if card is not None:
-        write_card(out, card)
 
 
 def save_lora(student: nn.Module, folder: Path) -> None:
@@ -66,14 +53,15 @@ def save_lora(student: nn.Module, folder: Path) -> None:
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(student))
 
 
-def write_card(folder: Path, facts: CardFacts) -> None:
-    """Write the model card, folder/README.md."""
+def write_card(folder: Path, run: Run, teacher: str, data: str, licence: str | None = None) -> None:
+    """Write the model card, folder/README.md; teacher, data, licence: as the parameters name them."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    about = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": [facts.run.method, "distillation"]}
-    data = ModelCardData(**about, model_name=facts.run.name)
-    template = Path(__file__).with_name("card.md.j2")
-    ModelCard.from_template(data, template_path=str(template), **vars(facts)).save(folder / "README.md")
+    about = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": [run.method, "distillation"]}
+    facts = {"run": run, "teacher": teacher, "data": data, "licence": licence}
+    template = str(Path(__file__).with_name("card.md.j2"))
+    card = ModelCard.from_template(ModelCardData(**about, model_name=run.name), template_path=template, **facts)
+    card.save(folder / "README.md")
 
 
 def load_authors_unet(folder: Path) -> nn.Module:

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from splam.method.sampling import draw_noise, generators, sample_consistency
-from splam.networks.export import CardFacts, export_pipeline, load_authors_unet, published_unet, save_lora, write_card
+from splam.networks.export import export_pipeline, load_authors_unet, published_unet, save_lora, write_card
 from splam.networks.student import make_student, published_network
 from splam.networks.teacher import assemble_teacher, call_unet, load_teacher
 from tests.networks.conftest import changed, shaken, stock_pipeline
@@ -105,11 +105,11 @@ def test_the_authors_unet_is_folded_exactly(teacher, generator, tmp_path):
 
 
 def test_a_card_holds_the_facts(tmp_path):
-    write_card(tmp_path, CardFacts(small_run(), "some/teacher", "shapes", "CreativeML Open RAIL-M"))
+    write_card(tmp_path, small_run(), "some/teacher", "shapes", "CreativeML Open RAIL-M")
     text = ModelCard.load(tmp_path / "README.md").text
     for part in ("`some/teacher`", "40, multiple estimation", "guidance_scale=1,", "RAIL-M", "evaluate/run.csv"):
         assert part in text
     assert "| iterations, global batch | 4, 4 |" in text
-    write_card(tmp_path, CardFacts(small_run("lcm_star"), "tiny", "shapes"))
+    write_card(tmp_path, small_run("lcm_star"), "tiny", "shapes")
     text = (tmp_path / "README.md").read_text()
     assert "guidance_scale=3," in text and "Not stated" in text
