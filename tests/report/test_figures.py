@@ -40,7 +40,7 @@ def test_figure2b_has_a_line_for_each_student_of_the_curve(metrics, points):
     found = points["figure2b"]
     assert sorted(found["iteration"].unique()) == [0, 10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 100]
     axis, nearer = plot("figure2b", found, metrics).axes
-    assert nearer.get_ylabel() == "FID (EfficientNet-Lite0) to the teacher's images"
+    assert nearer.get_ylabel() == "FID (EfficientNet-Lite0) to the teacher"
     assert nearer.lines[0].get_ydata()[0] == pytest.approx(0.8 * 1500)  # the network undistilled
     assert len(plot("figure2b", found.assign(fid_teacher=np.nan), metrics).axes) == 1
     assert {"Undistilled", "LCM, k = 20", "SPLAM (raw input), k = 100 + ME"} <= legend(axis)
