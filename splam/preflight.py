@@ -169,8 +169,7 @@ def other(key: str, settings: Pipeline) -> Line:
     """Whether one of `pipelines`, with its adapter, can be opened."""
 
     def load() -> Path:
-        adapter = str(find(settings.lora)) if settings.lora else None
-        open_any(place := find(settings.source), settings.scheduler, adapter)
+        open_any(place := find(settings.source), settings.scheduler, settings.lora and str(find(settings.lora)))
         return place
 
     fetch = download(settings.source) + (f" and hf download {settings.lora}" if settings.lora else "")
@@ -212,9 +211,8 @@ def sections(params: Params) -> dict[str, list[Line]]:
     found["Pictures"] = list({"shapes": lambda _: (), "laion": shards, "folder": folder}[data.kind](data))
     if sets := getattr(data, "coco", None):
         found["COCO"] = list(coco(sets, {"coco30k": evaluation.images, "coco5k": evaluation.small_images}))
-    clips = {key: getattr(evaluation, key) for key in ("clip", "clip_beside")}
-    networks = [clip(source, f"evaluation.{key}") for key, source in clips.items() if source]
-    found["Networks that measure"] = [features(evaluation.features), *networks]
+    clips = [clip(name, f"evaluation.{key}") for key in ("clip", "clip_beside") if (name := getattr(evaluation, key))]
+    found["Networks that measure"] = [features(evaluation.features), *clips]
     found["Pipelines"] = [other(key, settings) for key, settings in params.pipelines.items()]
     found["Machine"] = list(machine(params, pipeline)) if pipeline else [(NOTE, "known once the teacher is there")]
     return {title: lines for title, lines in found.items() if lines}
