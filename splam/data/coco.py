@@ -48,7 +48,8 @@ def load_coco(folder: Path, split: str) -> Coco:
     """
     images, annotations = ROOT / folder / split, ROOT / folder / "annotations" / f"captions_{split}.json"
     archives = [f"zips/{split}.zip", f"annotations/annotations_trainval{split[3:]}.zip"]
-    remedy = f"in {folder} unpack {' and '.join(f'http://images.cocodataset.org/{name}' for name in archives)}"
+    urls = " ".join(f"http://images.cocodataset.org/{name}" for name in archives)
+    remedy = f"wget -P {folder} {urls}, and unpack them there"
     try:
         content = json.loads(annotations.read_text(encoding="utf-8"))
         names = {entry["id"]: entry["file_name"] for entry in content["images"]}
@@ -56,7 +57,7 @@ def load_coco(folder: Path, split: str) -> Coco:
         for entry in sorted(content["annotations"], key=lambda entry: entry["id"]):
             captions[entry["image_id"]].append(" ".join(entry["caption"].split()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"data.coco: {annotations} is no caption file of COCO ({error!r}): {remedy}") from None
+        raise DataError(f"data.coco: {annotations} cannot be read ({error!r}): {remedy}") from None
     present = {path.name for path in images.glob("*.jpg")}
     if missing := sorted(set(names.values()) - present):
         raise DataError(f"data.coco: {images} lacks {len(missing):,} images, such as {missing[0]}: {remedy}")
