@@ -16,7 +16,7 @@ from splam.method.loss import Network
 from splam.method.sampling import draw_noise, generators, sample_consistency
 from splam.method.solver import guided_epsilon
 from splam.networks.student import published_network
-from splam.networks.teacher import Teacher, call_unet, kept_noise
+from splam.networks.teacher import Teacher, kept_noise
 
 Draw = Callable[[list[str], list[int], int], np.ndarray]
 """Captions, a seed for each, and steps to images uint8 (n, h, w, 3)."""
@@ -51,8 +51,7 @@ def baseline_draw(teacher: Teacher, sampler: str, guidance_scale: float) -> Draw
 
         def output(z: Tensor, t: Tensor) -> Tensor:
             if guidance_scale == 1:  # no guidance: the unconditional half would count for nothing
-                with teacher.autocast():
-                    return call_unet(teacher.unet, z, t, embeddings)
+                return teacher.call(teacher.unet, z, t, embeddings)
             return guided_epsilon(*teacher.outputs(z, t, embeddings), guidance_scale)
 
         return teacher.decode(sample_scheduler(scheduler, output, noise, steps)).numpy()

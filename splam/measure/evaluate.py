@@ -4,11 +4,10 @@ Each is drawn and measured in the same way. Every row carries what its numbers m
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,14 +45,12 @@ Row = dict[str, Any]
 Show = Callable[[str, int, np.ndarray], object]  # called with (dataset, steps, images) of every set that is drawn
 
 
-@dataclass(frozen=True)
-class System:
-    """A function that draws, what it is, every w it has rows for, and whether they compare it with that w's teacher."""
+class System(NamedTuple):
+    """What a system is, the function that draws, and for every w it has rows for the teacher's images, if any."""
 
     facts: Row
     draw: Draw
-    guidance_scales: Sequence[float]
-    compared: bool = True
+    teachers: dict[float, Paired | None]
 
 
 class Bench:
@@ -93,10 +90,9 @@ class Bench:
             images = in_batches(system.draw, captions, steps, self.params, measure.references.size)
         self.show(dataset, steps, images)
         row = measure(images)
-        for w, (name, count) in product(system.guidance_scales, counts.items()):
-            teacher = self.teacher_images(w) if system.compared and test_set == "unseen" else None
+        for (w, teacher), (name, count) in product(system.teachers.items(), counts.items()):
             facts = {**self.quote(test_set), **system.facts, "guidance_scale": w, "dataset": name, "steps": steps}
-            yield dict.fromkeys(COLUMNS) | facts | row(count, teacher)
+            yield dict.fromkeys(COLUMNS) | facts | row(count, teacher if test_set == "unseen" else None)
 
     def quote(self, dataset: str) -> Row:
         """What the numbers of a dataset must be quoted with; a system's facts may say more."""
@@ -137,11 +133,12 @@ def evaluate(params: Params, name: str, build: Path, show: Show = lambda *_: Non
 def run_rows(bench: Bench, name: str) -> Iterator[Row]:
     """One distilled run: its steps, datasets and snapshots."""
     params, run, folder = bench.params, bench.params.runs[name], bench.build / "runs" / name
+    compared = {run.guidance_scale: bench.teacher_images(run.guidance_scale)}
 
     def system(weights: str, iteration: int) -> System:
         unet = load_unet(folder / weights, bench.teacher.unet)
         when = {"iteration": iteration, "final": iteration == run.training.iterations, "sampler": "consistency"}
-        return System(describe(run) | when, student_draw(bench.teacher, unet, run), [run.guidance_scale])
+        return System(describe(run) | when, student_draw(bench.teacher, unet, run), compared)
 
     final = system("pipeline/unet", run.training.iterations)
     datasets = params.evaluation.datasets.get(run.name, ["unseen"])
@@ -155,20 +152,21 @@ def baseline_rows(bench: Bench, name: str) -> Iterator[Row]:
     """The undistilled teacher at every w of a baseline; what is drawn at one w is drawn once, and compared at each."""
     baseline, evaluation = bench.params.baselines[name], bench.params.evaluation
     consistency, drawn_at = baseline.sampler == "consistency", baseline.drawn_at
+    teachers = {w: bench.teacher_images(w) for w in baseline.guidance_scales}
     facts = _others(bench.params, name, baseline.method)
     facts["sampler"] = baseline.sampler if consistency else f"{baseline.sampler}, trailing"
     if baseline.other_noise:
         facts["first_sample_seed"] = sample_seeds(bench.params, 1)[0] + OTHER_NOISE
-    for scales in [[w] for w in baseline.guidance_scales] if drawn_at is None else [baseline.guidance_scales]:
-        draw = baseline_draw(bench.teacher, baseline.sampler, scales[0] if drawn_at is None else drawn_at)
-        system = System(facts, with_other_noise(draw) if baseline.other_noise else draw, scales)
+    for w in baseline.guidance_scales if drawn_at is None else [drawn_at]:
+        draw = baseline_draw(bench.teacher, baseline.sampler, w)
+        draw = with_other_noise(draw) if baseline.other_noise else draw
+        system = System(facts, draw, {w: teachers[w]} if drawn_at is None else teachers)
         for dataset, steps in product(baseline.datasets, baseline.steps):
             own = (baseline.sampler, dataset, steps) == ("ddim", "unseen", evaluation.teacher_steps)
-            stored = own and drawn_at is None and not baseline.other_noise  # by another stage
-            drawn = bench.teacher_images(scales[0]) if stored else None
-            yield from bench.rows(system, dataset, steps, drawn and drawn.images)
+            stored = bench.teacher_images(w) if own and not baseline.other_noise else None  # by another stage
+            yield from bench.rows(system, dataset, steps, stored and stored.images)
         if consistency and drawn_at == 1:  # what every student starts from
-            start = replace(system, facts=facts | {"iteration": 0})
+            start = system._replace(facts=facts | {"iteration": 0})
             yield from bench.rows(start, CURVE, evaluation.curve_steps)
 
 
@@ -179,7 +177,7 @@ def pipeline_rows(bench: Bench, name: str) -> Iterator[Row]:
     pipeline = open_any(chosen.source, chosen.scheduler, chosen.lora, dtype, bench.teacher.device)
     how = {"dtype": chosen.dtype, "sampler": type(pipeline.scheduler).__name__}
     facts = _others(bench.params, name, chosen.method) | how
-    system = System(facts, partial(draw_images, pipeline, guidance_scale=w), [w], compared=False)
+    system = System(facts, partial(draw_images, pipeline, guidance_scale=w), {w: None})
     for dataset, steps in product(chosen.datasets, chosen.steps):
         yield from bench.rows(system, dataset, steps)
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -87,23 +86,13 @@ class Paired(NamedTuple):
     features: np.ndarray
 
 
-@dataclass(frozen=True)
 class Measure:
     """Turns images of a dataset's prompts into columns, by the networks that its references were measured by."""
 
-    references: References
-    extract: fid.Features
-    clips: dict[str, ClipScorer]
-
-    @cached_property
-    def statistics(self) -> fid.FeatureStatistics:
-        """Of the references."""
-        return fid.FeatureStatistics.of(self.references.features)
-
-    @cached_property
-    def kernel(self) -> float:
-        """The references' own part of KID."""
-        return fid.mean_kernel(self.references.features)
+    def __init__(self, references: References, extract: fid.Features, clips: dict[str, ClipScorer]):
+        self.references, self.extract, self.clips = references, extract, clips
+        self.statistics = fid.FeatureStatistics.of(references.features)
+        self.kernel = fid.mean_kernel(references.features)
 
     def __call__(self, images: np.ndarray) -> Callable[..., dict[str, Any]]:
         """Features of images uint8 (n, h, w, 3), once; then row(count, teacher=None) measures the first `count`.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from splam.method.sampling import generators
-from splam.networks.teacher import HUB_ID, check_source, stock_pipeline, to_images
+from splam.networks.teacher import open_pipeline, to_images
 
 
 def open_any(
@@ -23,8 +23,7 @@ def open_any(
     """
     import diffusers
 
-    check_source(source)
-    pipeline = stock_pipeline(diffusers.DiffusionPipeline, source, dtype)
+    pipeline = open_pipeline(source, dtype)
     pipeline.to(device).set_progress_bar_config(disable=True)
     if scheduler is not None:
         if not scheduler.endswith("Scheduler") or not hasattr(diffusers, scheduler):
@@ -37,8 +36,6 @@ def open_any(
 
 def _load_adapter(pipeline, lora: str) -> None:
     """Load an adapter. Raises ValueError for weights that end up nowhere, which diffusers passes over."""
-    if not (Path(lora).exists() or HUB_ID.fullmatch(lora)):
-        raise FileNotFoundError(f"lora: {lora} is neither a file, nor a folder, nor a hub id")
 
     def digest(weight: Tensor) -> int:
         return hash(weight.detach().cpu().to(pipeline.dtype).float().numpy().tobytes())
@@ -49,8 +46,8 @@ def _load_adapter(pipeline, lora: str) -> None:
     except Exception as error:  # what keys of another model lead to
         raise ValueError(f"{lora} is no adapter of this pipeline: {error!r}") from None
     networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    named = [named for network in networks for named in network.named_parameters() if ".adapter." in named[0]]
-    loaded = {digest(weight) for _, weight in named}
+    weights = [named for network in networks for named in network.named_parameters()]
+    loaded = {digest(weight) for name, weight in weights if ".adapter." in name}
     left = [key for key, weight in asked.items() if digest(weight) not in loaded]
     layers = [layer for network in networks for layer in network.modules() if "adapter" in getattr(layer, "lora_A", ())]
     if left or not any(layer.get_delta_weight("adapter").any() for layer in layers):

@@ -11,7 +11,7 @@ from splam.config import Run
 from splam.method.loss import Network
 from splam.method.schedule import to_epsilon
 from splam.method.subpath import equal_snr_time, gamma_embedding
-from splam.networks.teacher import Teacher, call_unet, float32_output
+from splam.networks.teacher import Teacher, float32_output
 
 COND_PROJ, GAMMA_FILE = "time_embedding.cond_proj.weight", "gamma.safetensors"  # gamma's only weights, and their file
 # diffusers' train_lcm_distill_lora_sd_wds.py
@@ -28,16 +28,23 @@ def condition_width(run: Run) -> int | None:
 
 
 def make_student(teacher_unet: nn.Module, run: Run) -> nn.Module:
-    """A trainable copy of the teacher's UNet, or one with an adapter; at step 0 it gives the same output."""
-    width, weights = condition_width(run), teacher_unet.state_dict()
+    """A copy of the teacher's UNet to train, which gives the same output at step 0.
+
+    Of one with an adapter (peft's), the adapter alone is trained, and what feeds in gamma or w, which starts at zero.
+    """
+    width, weights, rank = condition_width(run), teacher_unet.state_dict(), run.training.lora_rank
     if width is None:
         student = copy.deepcopy(teacher_unet)
     else:
         cond_proj = torch.zeros(weights["time_embedding.linear_1.weight"].shape[1], width)
         student = unet_like(teacher_unet, width, weights | {COND_PROJ: cond_proj})
-    student.train().requires_grad_(True)
+    student.train().requires_grad_(not run.adapter)
     if run.adapter:
-        add_lora(student, run.training.lora_rank)
+        from peft import LoraConfig
+
+        student.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS))
+        if width is not None:
+            student.time_embedding.cond_proj.requires_grad_(True)
     return student
 
 
@@ -47,19 +54,6 @@ def unet_like(unet: nn.Module, width: int | None, weights: dict[str, Tensor]) ->
     made = float32_output(type(unet).from_config(unet.config, time_cond_proj_dim=width))
     made.load_state_dict(weights)
     return made.eval().to(unet.device, memory_format=torch.channels_last)
-
-
-def add_lora(unet: nn.Module, rank: int) -> None:
-    """Freeze the UNet and add a trainable peft adapter, which leaves its output unchanged at first.
-
-    What feeds in gamma or w stays trainable: it starts at zero.
-    """
-    from peft import LoraConfig
-
-    unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS))
-    if unet.config.time_cond_proj_dim is not None:
-        unet.time_embedding.cond_proj.requires_grad_(True)
 
 
 def student_network(
@@ -78,8 +72,7 @@ def student_network(
             condition = guidance_embedding(guidance_scale, width).to(z)
         elif width is not None:
             condition = gamma_embedding(gamma, width, run.training.gamma_max_frequency).to(z)
-        with teacher.autocast():
-            output = call_unet(unet, z * scale, time, captions, condition)
+        output = teacher.call(unet, z * scale, time, captions, condition)
         return to_epsilon(output, z * scale, alpha * scale, sigma * scale, teacher.prediction_type)
 
     return network

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,12 +33,6 @@ def to_images(pixels: Tensor) -> Tensor:
     if not pixels.isfinite().all():
         raise ValueError("an image is not finite: the network diverged, or overflowed in half precision")
     return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
-
-
-def call_unet(unet: nn.Module, z: Tensor, time: Tensor, captions: Tensor, condition: Tensor | None = None) -> Tensor:
-    """The raw output of a diffusers UNet, float32. Only its call is used, so it may be wrapped (DDP)."""
-    z = z.to(memory_format=torch.channels_last)
-    return unet(z, time, encoder_hidden_states=captions, timestep_cond=condition, return_dict=False)[0].float()
 
 
 @torch.no_grad()
@@ -107,7 +101,13 @@ class Teacher:
 
     def autocast(self):
         """The context of a UNet's call: bfloat16 if the profile says so. All else stays float32."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def call(self, unet: nn.Module, z: Tensor, t: Tensor, captions: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The raw output of a diffusers UNet, float32. Only its call is used, so it may be wrapped (DDP)."""
+        z = z.to(memory_format=torch.channels_last)
+        with self.autocast():
+            return unet(z, t, encoder_hidden_states=captions, timestep_cond=condition, return_dict=False)[0].float()
 
     def embed(self, captions: list[str]) -> Tensor:
         """Caption embeddings (n, tokens, d), float32."""
@@ -134,8 +134,7 @@ class Teacher:
         unet = self.unet if unet is None else unet
 
         def network(z: Tensor, sigma: Tensor, t: Tensor, gamma: Tensor) -> Tensor:
-            with self.autocast():
-                output = call_unet(unet, z, t, captions)
+            output = self.call(unet, z, t, captions)
             return to_epsilon(output, z, self.schedule.alpha(t), sigma, self.prediction_type)
 
         return network
@@ -144,30 +143,27 @@ class Teacher:
     def outputs(self, z: Tensor, t: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
         """The UNet's raw conditional and unconditional outputs, from one batch."""
         both = torch.cat([captions, self.empty.expand_as(captions)])
-        with self.autocast():
-            conditional, unconditional = call_unet(self.unet, torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
-        return conditional, unconditional
+        return self.call(self.unet, torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
 
     def epsilons(self, z: Tensor, t: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
         """The conditional and unconditional noise in z (n, c, h, w) at times t (n,)."""
         level = self.schedule.alpha(t), self.schedule.sigma(t), self.prediction_type
-        conditional, unconditional = self.outputs(z, t, captions)
-        return to_epsilon(conditional, z, *level), to_epsilon(unconditional, z, *level)
+        return tuple(to_epsilon(output, z, *level) for output in self.outputs(z, t, captions))
 
     def guided(self, captions: Tensor, guidance_scale: float | Tensor) -> Epsilon:
         """(z, t) to the guided noise; guidance_scale: w, a number or (n, 1, 1, 1)."""
         return lambda z, t: guided_epsilon(*self.epsilons(z, t, captions), guidance_scale)
 
 
-def load_teacher(source: Path | str, bf16: bool = False, device: torch.device | str = "cpu") -> Teacher:
-    """A pipeline's folder or hub id as a frozen teacher. Raises as check_teacher does."""
-    pipeline = open_pipeline(source)
+def load_teacher(folder: Path | str, bf16: bool = False, device: torch.device | str = "cpu") -> Teacher:
+    """A pipeline's folder as a frozen teacher. Raises as check_teacher does."""
+    check_teacher(folder)
+    pipeline = open_pipeline(folder)
     networks = [float32_output(pipeline.unet), pipeline.vae, pipeline.text_encoder]
     for network in networks:
         network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     schedule = noise_schedule(pipeline.scheduler).to(device)
-    folder = Path(source if Path(source).is_dir() else pipeline.download(source, safety_checker=None))
-    return Teacher(*networks, pipeline.tokenizer, schedule, dict(pipeline.scheduler.config), folder, bf16)
+    return Teacher(*networks, pipeline.tokenizer, schedule, dict(pipeline.scheduler.config), Path(folder), bf16)
 
 
 def noise_schedule(scheduler) -> Schedule:
@@ -206,30 +202,31 @@ def default_device() -> torch.device:
     return torch.device(gpu if torch.cuda.is_available() else "cpu")
 
 
-def open_pipeline(source: str | Path):
-    """The stock pipeline of a folder or hub id, in float32, without safety checker. Raises as check_teacher does."""
-    from diffusers import StableDiffusionPipeline
+def open_pipeline(source: str | Path, dtype: torch.dtype = torch.float32):
+    """The stock pipeline of a folder or hub id, without safety checker.
 
-    check_teacher(source)
-    return without_paths(stock_pipeline(StableDiffusionPipeline, source, torch.float32))
+    Raises OSError or ValueError for what cannot be read, or lacks weights.
+    """
+    from diffusers import DiffusionPipeline
 
-
-def stock_pipeline(kind: type, source: str | Path, dtype: torch.dtype):
-    """A pipeline of a class of diffusers, with all of its weights. Raises OSError or ValueError."""
+    check_source(source)
     try:
-        pipeline = kind.from_pretrained(source, dtype=dtype, **UNCHECKED)
+        pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, **UNCHECKED)
     except OSError:
         raise
     except Exception as error:  # transformers and its tokenizers raise what they meet, and name no file
         raise ValueError(f"{source} cannot be read, look at its text encoder and tokenizer: {error!r}") from None
     check_weights(pipeline, source)
-    return pipeline
+    return without_paths(pipeline)
 
 
 def without_paths(pipeline):
     """The pipeline without the paths it was loaded from, by which folders written on two machines would differ."""
-    for part in (pipeline, pipeline.unet, pipeline.vae):
-        part.register_to_config(_name_or_path="")
+    from diffusers import DiffusionPipeline, ModelMixin
+
+    for part in (pipeline, *pipeline.components.values()):
+        if isinstance(part, DiffusionPipeline | ModelMixin):
+            part.register_to_config(_name_or_path="")
     return pipeline
 
 
@@ -288,6 +285,7 @@ def assemble_teacher(source: str, folder: Path) -> None:
     """Write the teacher of params.teacher.source ("tiny", a hub id or a folder) as one pipeline folder, in float32."""
     if source == "tiny":
         return assemble_tiny(folder)
+    check_teacher(source)
     open_pipeline(source).save_pretrained(folder)
 
 
@@ -298,9 +296,8 @@ def assemble_tiny(folder: Path, models: Path = TINY_MODELS) -> None:
     vae = AutoencoderKL.from_pretrained(models / "vae", torch_dtype=torch.float32)
     unet = UNet2DConditionModel.from_pretrained(models / "unet", torch_dtype=torch.float32)
     tokenizer, text_encoder = tiny_text_encoder()
-    parts = {"vae": vae, "unet": unet, "tokenizer": tokenizer, "text_encoder": text_encoder}
-    pipeline = StableDiffusionPipeline(**parts, scheduler=tiny_scheduler(), feature_extractor=None, **UNCHECKED)
-    without_paths(pipeline).save_pretrained(folder)
+    parts = vae, text_encoder, tokenizer, unet, tiny_scheduler()
+    without_paths(StableDiffusionPipeline(*parts, feature_extractor=None, **UNCHECKED)).save_pretrained(folder)
 
 
 def tiny_text_encoder(tokens: int = TINY_TOKENS):

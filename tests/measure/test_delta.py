@@ -17,16 +17,6 @@ def settings(skip: int = 20, first_time: int = 119) -> Delta:
     return Delta(runs=[], images=5, skip=skip, first_time=first_time)
 
 
-def test_delta_of_the_exact_oracle_is_zero(schedule, latents_and_noise):
-    latents, noise = latents_and_noise
-
-    def oracle(z, t):
-        return (z - schedule.sigma(t) * noise) / schedule.alpha(t)
-
-    for row in delta(oracle, latents, noise, schedule, settings()):
-        assert row["delta_rms"] == pytest.approx(0, abs=1e-9) and row["x0_error_rms"] == pytest.approx(0, abs=1e-9)
-
-
 def test_delta_calls_the_network_once_a_time(schedule, latents_and_noise):
     calls = []
 

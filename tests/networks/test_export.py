@@ -9,10 +9,11 @@ from diffusers import LCMScheduler, UNet2DConditionModel
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from splam.method.sampling import draw_noise, generators, sample_consistency
+from splam.measure.draw import student_draw
+from splam.method.sampling import draw_noise, generators
 from splam.networks.export import export_pipeline, load_authors_unet, published_unet, save_lora, write_card
-from splam.networks.student import make_student, published_network
-from splam.networks.teacher import assemble_teacher, call_unet, load_teacher
+from splam.networks.student import make_student
+from splam.networks.teacher import assemble_teacher, load_teacher
 from tests.networks.conftest import changed, shaken, stock_pipeline
 from tests.runs import small_run
 
@@ -31,10 +32,7 @@ def test_stock_diffusers_draws_the_same_images(request, tmp_path, of, method):
     assert isinstance(stock.scheduler, LCMScheduler) and stock.safety_checker is None
     how = {"guidance_scale": run.guidance_scale if run.method == "lcm_star" else 1.0, "output_type": "np"}
     for steps in (1, 4):
-        network = published_network(student, teacher.embed(PROMPTS), run, teacher)
-        with torch.no_grad():
-            latents = sample_consistency(network, generators([7, 8]), teacher.latent_shape, steps, teacher.schedule)
-        ours = teacher.decode(latents).numpy().astype(int)
+        ours = student_draw(teacher, student, run)(PROMPTS, [7, 8], steps).astype(int)
         theirs = stock(PROMPTS, num_inference_steps=steps, generator=generators([7, 8]), **how).images
         assert np.abs(ours - np.rint(theirs * 255)).max() <= 1 and ours.std() > 1
 
@@ -44,21 +42,15 @@ SAMPLING = {"thresholding": True, "clip_sample": True, "timestep_spacing": "trai
 SAMPLING |= {"timestep_scaling": 3.0, "original_inference_steps": 100, "rescale_betas_zero_snr": True}
 
 
-def test_how_the_teacher_is_sampled_changes_no_image_of_a_student(teacher, tmp_path):
-    changed(teacher.folder, tmp_path / "copy", CONFIG, **SAMPLING)
-    images = []
-    for folder in (teacher.folder, tmp_path / "copy"):
-        export_pipeline(teacher.unet, folder, tmp_path / "out")
-        stock = stock_pipeline(tmp_path / "out")
-        images.append(stock(PROMPTS[0], num_inference_steps=2, guidance_scale=1.0, generator=generators([7])[0]).images)
-    assert np.array_equal(*(np.asarray(image) for (image,) in images))
-
-
-def test_the_noise_schedule_of_a_student_is_its_teachers(teacher, tmp_path):
-    copy = changed(teacher.folder, tmp_path / "copy", CONFIG, beta_start=0.001)
-    export_pipeline(teacher.unet, copy, tmp_path / "out")
-    written = json.loads((tmp_path / "out" / CONFIG).read_text())
-    assert written["beta_start"] == 0.001 and written["prediction_type"] == "v_prediction"
+def test_a_student_has_its_teachers_noise_schedule_and_nothing_of_how_it_is_sampled(teacher, tmp_path):
+    written = {}
+    for name, values in {"plain": {}, "sampled": SAMPLING, "noisier": {"beta_start": 0.001}}.items():
+        copy = changed(teacher.folder, tmp_path / name, CONFIG, **values)
+        export_pipeline(teacher.unet, copy, tmp_path / f"{name}-out")
+        written[name] = json.loads((tmp_path / f"{name}-out" / CONFIG).read_text())
+    assert written["sampled"] == written["plain"] != written["noisier"]
+    assert written["noisier"] == written["plain"] | {"beta_start": 0.001}
+    assert written["plain"]["prediction_type"] == "v_prediction"
 
 
 def test_what_is_written_names_no_folder_of_this_machine(teacher, tmp_path):
@@ -82,9 +74,9 @@ def test_a_lora_file_makes_the_teacher_the_merged_student(sd_teacher, tmp_path, 
     z, t = draw_noise(generators([7, 8]), sd_teacher.latent_shape), torch.tensor([19, 999])
     captions = sd_teacher.embed(PROMPTS)
     with torch.no_grad():
-        merged = call_unet(published_unet(student, run), z, t, captions)
-        torch.testing.assert_close(call_unet(stock.unet, z, t, captions), merged, rtol=1e-3, atol=1e-3)
-        assert not torch.allclose(call_unet(sd_teacher.unet, z, t, captions), merged, rtol=1e-2, atol=1e-2)
+        merged = sd_teacher.call(published_unet(student, run), z, t, captions)
+        torch.testing.assert_close(sd_teacher.call(stock.unet, z, t, captions), merged, rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(sd_teacher.call(sd_teacher.unet, z, t, captions), merged, rtol=1e-2, atol=1e-2)
 
 
 def test_the_authors_unet_is_folded_exactly(teacher, generator, tmp_path):
@@ -97,9 +89,9 @@ def test_the_authors_unet_is_folded_exactly(teacher, generator, tmp_path):
     z, t, captions = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([19, 999]), teacher.embed(PROMPTS)
     constant = torch.tensor([0.0] * 4 + [1.0] * 4).expand(2, -1)
     with torch.no_grad():
-        expected = call_unet(released, z, t, captions, constant)
-        torch.testing.assert_close(call_unet(folded, z, t, captions), expected, rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(call_unet(released, z, t, captions), expected, atol=1e-4)
+        expected = teacher.call(released, z, t, captions, constant)
+        torch.testing.assert_close(teacher.call(folded, z, t, captions), expected, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(teacher.call(released, z, t, captions), expected, atol=1e-4)
     with pytest.raises(ValueError, match="it is no released SPLAM UNet"):
         load_authors_unet(teacher.folder / "unet")
 

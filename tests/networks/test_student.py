@@ -65,7 +65,7 @@ def test_a_perfect_network_gives_the_noise_of_the_point(teacher, name, predictio
         v = (alpha * NOISE - sigma * Z) / norm
         return ({"epsilon": NOISE, "v_prediction": v, "sample": Z}[prediction],)
 
-    stub = SimpleNamespace(schedule=teacher.schedule, prediction_type=prediction, autocast=teacher.autocast)
+    stub = SimpleNamespace(schedule=teacher.schedule, prediction_type=prediction, call=teacher.call)
     found = epsilon(perfect, RUNS[name], stub, torch.full((3,), 0.5), sigma, point)
     torch.testing.assert_close(found, NOISE, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(seen["fed"], point / norm)
