@@ -141,6 +141,17 @@ def test_a_gradient_does_not_depend_on_how_it_is_computed(teacher, how):
     torch.testing.assert_close(other, plain, rtol=1e-3, atol=2e-5)
 
 
+def test_the_fused_optimizer_takes_the_plain_ones_step(teacher):
+    job = started(teacher, weight_decay=0.1)
+    job.gradients(0)
+    plain = [torch.nn.Parameter(parameter.detach().clone()) for parameter, _ in job.trained]
+    for twin, (parameter, _) in zip(plain, job.trained, strict=True):
+        twin.grad = parameter.grad.clone()
+    torch.optim.AdamW(plain, job.run.training.learning_rate, weight_decay=0.1).step()
+    job.optimizer.step()
+    torch.testing.assert_close(plain, [parameter for parameter, _ in job.trained], rtol=0, atol=1e-6)
+
+
 def test_determinism_is_a_parameter_of_gpus_alone(monkeypatch):
     """There it picks slow convolutions and fills memory."""
     usual, asked = small_run().training, small_run(training={"deterministic": True}).training
