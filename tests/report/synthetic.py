@@ -108,10 +108,9 @@ def write_metrics(folder: Path, seeds: int = 3) -> Path:
     floors = [measured({"system": "floors", "method": m}, dataset, None, *n) for dataset in SETS for m, *n in floors]
     quoted = {"evaluate/students": student_rows(seeds), "evaluate/baselines": baseline_rows(seeds), "floors": floors}
     frames = {name: pd.DataFrame(rows).assign(**QUOTE) for name, rows in quoted.items()}
-    timed = [("SPLAM", 1, 1, 0.009), ("SPLAM", 2, 1, 0.012), ("SPLAM", 4, 1, 0.019), ("UniPC", 4, 3, 0.026)]
-    timed = pd.DataFrame(
-        [*timed, ("Teacher", 50, 3, 0.259)], columns=["method", "steps", "guidance_scale", "seconds_median"]
-    )
+    timed = [("SPLAM", 1, 1, 0.009), ("SPLAM", 2, 1, 0.012), ("SPLAM", 4, 1, 0.019)]
+    timed += [("UniPC", 4, 3, 0.026), ("Teacher", 50, 3, 0.259)]
+    timed = pd.DataFrame(timed, columns=["method", "steps", "guidance_scale", "seconds_median"])
     calls = timed["steps"] * (1 + (timed["guidance_scale"] > 1))
     frames["latency"] = timed.assign(unet_seconds_median=0.002 * calls)
     frames["delta"] = pd.DataFrame(delta_rows(seeds))
