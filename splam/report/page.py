@@ -153,7 +153,7 @@ def places(parts: pd.DataFrame) -> list[dict[str, Any]]:
         for row, where_drawn in zip(rows.to_dict("records"), at.to_dict("records"), strict=True):
             agrees = ALL if row["excess"] < 0 else NONE
             state = agrees if row["verdict"] == FEW_SEEDS else SHARE.get(row["verdict"], row["verdict"])
-            said = state if "alone" in row else row["verdict"]  # a study claims nothing
+            said = row["verdict"] if "study" in row else state  # a study claims nothing: better, not holds
             said += f", alone: {row['alone']}" if row["verdict"] == CANNOT_TELL else ""
             bounds = (row["low"], row["high"]) if row["low"] < row["high"] else ()
             text = rules.number(unit, row["estimate"], *bounds)
