@@ -28,15 +28,18 @@ def expand_shards(patterns: Iterable[str]) -> list[str]:
     import braceexpand
 
     found: dict[Path, str] = {}  # a link, or another spelling, is the same file
+    lost = []
     for name in itertools.chain.from_iterable(map(braceexpand.braceexpand, patterns)):
         if "://" in name or name.startswith("pipe:"):
             raise DataError(f"data.shards: {name!r} is no local file: download the shards, or mount where they are")
         literal = (ROOT / name).is_file()  # a folder's name may look like a pattern
         matches = [name] if literal else sorted(glob.glob(name, root_dir=ROOT, recursive=True))
-        if not matches:
-            raise DataError(f"data.shards: {name!r} matches no file: correct the pattern, or download the shards")
+        lost += [] if matches else [name]
         for match in matches:
             found.setdefault((ROOT / match).resolve(), match)
+    if lost:
+        more = f"; so with {len(lost) - 1:,} more" * (len(lost) > 1)
+        raise DataError(f"data.shards: {lost[0]!r} matches no file: correct the pattern, or download the shards{more}")
     return list(found.values())
 
 

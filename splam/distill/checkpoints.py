@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sys
 import warnings
 import zipfile
@@ -70,11 +71,14 @@ def own_folder(folder: Path, parameters: Mapping[str, Any]) -> Path:
 
 
 def name_others(folder: Path, parameters: Mapping[str, Any]) -> None:
-    """Say in a line each what a run's folder keeps of trainings with other parameters."""
+    """Say in a line each what a run's folder keeps of trainings with other parameters; without checkpoints, they go."""
     own = own_folder(folder, parameters)
     own.mkdir(parents=True, exist_ok=True)
     (own / "parameters.json").write_text(json.dumps(parameters))
     for other in sorted(path for path in folder.glob("*/") if path != own):
+        if not any(other.glob("checkpoint-*.pt")):
+            shutil.rmtree(other)
+            continue
         found = json.loads((other / "parameters.json").read_text())
         differing = [key for key in {**parameters, **found} if found.get(key) != parameters.get(key)]
         changes = "; ".join(f"{key} was {found.get(key)}, is {parameters.get(key)}" for key in differing)

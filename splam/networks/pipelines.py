@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from splam.method.sampling import generators
-from splam.networks.teacher import open_pipeline, to_images
+from splam.networks.teacher import HUB_ID, open_pipeline, to_images
 
 
 def open_any(
@@ -36,6 +36,8 @@ def open_any(
 
 def _load_adapter(pipeline, lora: str) -> None:
     """Load an adapter. Raises ValueError for weights that end up nowhere, which diffusers passes over."""
+    if not (Path(lora).exists() or HUB_ID.fullmatch(lora)):
+        raise FileNotFoundError(f"lora: {lora} is neither a file, nor a folder, nor a hub id")
 
     def digest(weight: Tensor) -> int:
         return hash(weight.detach().cpu().to(pipeline.dtype).float().numpy().tobytes())

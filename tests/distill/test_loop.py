@@ -87,8 +87,10 @@ def test_the_same_noise_gives_the_same_picture_and_training_moves_it(teacher, ca
 
 def test_a_killed_run_without_a_checkpoint_leaves_nothing_to_the_next(teacher, cache, tmp_path):
     interrupted(cached(cache, cached_run(training={"snapshots": [1]}), teacher), tmp_path, 2)
+    (tmp_path / "scratch/0123").mkdir()  # of one with other parameters, killed before it had written them
     trained(cached(cache, cached_run(training={"snapshots": [6]}), teacher), tmp_path)
     assert [path.name for path in (tmp_path / "out/snapshots").iterdir()] == ["000006"]
+    assert not (tmp_path / "scratch").exists()
 
 
 @pytest.mark.parametrize(
