@@ -1,7 +1,16 @@
-"""The shipped teacher, by the card that `make teacher` writes: there is something to distil, and room to see it."""
+"""The shipped teacher, by the card that `make teacher` writes: there is something to distil, and room to see it.
+
+And the loop that trains it, which takes hours when it is run.
+"""
 
 import json
+from pathlib import Path
 
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.tiny import world
 from splam.config import ROOT
 
 MODELS = ROOT / "models/tiny"
@@ -45,3 +54,24 @@ def test_the_clip_model_names_what_is_drawn():
 
 def test_the_readme_has_the_card():
     assert (MODELS / "card.md").read_text() in (MODELS / "README.md").read_text()
+
+
+def test_a_stopped_training_goes_on_with_the_same_bits(tmp_path, monkeypatch):
+    recipe = {"learning_rate": 0.1, "lr_warmup_steps": 2, "weight_decay": 0.0, "max_grad_norm": 1.0, "ema_decay": 0.9}
+    recipe = world.Recipe(**recipe, iterations=6, seed=0, checkpoint_seconds=-1)  # a checkpoint after every iteration
+
+    def trained(folder: Path, stop: int) -> Tensor:
+        module, draws = nn.Linear(3, 1, bias=False), iter(range(stop))
+        nn.init.ones_(module.weight)
+
+        def loss(generator: torch.Generator) -> Tensor:
+            next(draws)
+            return module(torch.randn(4, 3, generator=generator)).square().mean()
+
+        monkeypatch.setattr(world, "SCRATCH", folder)
+        return world.fit(module, loss, recipe, "linear").weight
+
+    whole = trained(tmp_path / "whole", 6)
+    with pytest.raises(StopIteration):
+        trained(tmp_path / "cut", 4)
+    assert torch.equal(trained(tmp_path / "cut", 2), whole) and not whole.allclose(torch.ones(3))

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from splam.config import ROOT
 from splam.data import shapes
 from splam.data.images import to_pixels
-from splam.distill.checkpoints import last_checkpoint, locked, own_folder, read_checkpoint, save_checkpoint
+from splam.distill import checkpoints
 from splam.method.schedule import Schedule
 from splam.networks.teacher import embed_captions, tiny_scheduler, tiny_text_encoder
 
@@ -59,10 +59,10 @@ def fit(module: nn.Module, loss: Loss, recipe: Recipe, name: str) -> nn.Module:
         module.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
     parts, first = {"module": module, "average": average, "optimizer": optimizer}, 0
-    folder = own_folder(SCRATCH / name, vars(recipe))
-    with locked(folder):
-        if (last := last_checkpoint(folder)) is not None:
-            state = read_checkpoint(last)
+    folder = SCRATCH / name
+    with checkpoints.locked(folder):
+        if (last := checkpoints.last(folder, vars(recipe))) is not None:
+            state = checkpoints.read(last)
             first = state["iteration"]
             for part, value in parts.items():
                 value.load_state_dict(state[part])
@@ -83,7 +83,7 @@ def fit(module: nn.Module, loss: Loss, recipe: Recipe, name: str) -> nn.Module:
             done = iteration + 1
             if time.monotonic() - saved > recipe.checkpoint_seconds or done == recipe.iterations:
                 states = {part: value.state_dict() for part, value in parts.items()}
-                save_checkpoint(folder, done, states | {"iteration": done}, keep=1)
+                checkpoints.save(folder, done, states | {"iteration": done, "parameters": vars(recipe)})
                 saved = time.monotonic()
     return average.module.eval()
 

@@ -23,8 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     run, build = options.run, options.build
     try:
-        job = open_distillation(load_params(options.params), run, build, options.data)
-        list(train(job, build / "scratch/distill" / run, build / "runs" / run))
+        params = load_params(options.params)
+        job = open_distillation(params, run, build, options.data)
+        list(train(job, build / "scratch/distill" / params.profile / run, build / "runs" / run))
     except (ParamsError, DataError, CheckpointError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1

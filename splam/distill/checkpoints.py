@@ -1,13 +1,8 @@
-"""Checkpoints that survive a kill at any moment: complete or absent, the last few kept, broken ones skipped."""
+"""Checkpoints that survive a kill at any moment: complete or absent, the last few kept, each with its parameters."""
 
 import contextlib
 import fcntl
-import hashlib
-import json
 import os
-import shutil
-import sys
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +18,7 @@ class CheckpointError(RuntimeError):
 
 
 def save(folder: Path, iteration: int, content: dict[str, Any]) -> None:
-    """Write folder/checkpoint-<iteration>.pt and remove all but the last KEEP.
+    """Write folder/checkpoint-<iteration>.pt and remove all but the last KEEP; content has its `parameters`.
 
     It is written under another name, flushed, then renamed: even after a power cut, the name means a complete file.
     """
@@ -38,51 +33,32 @@ def save(folder: Path, iteration: int, content: dict[str, Any]) -> None:
         old.unlink()
 
 
-def last(folder: Path) -> Path | None:
-    """The newest checkpoint that can be read; None if there is none. All of it is read, to compare its checksums.
+def last(folder: Path, parameters: Mapping[str, Any]) -> Path | None:
+    """The newest checkpoint; None if there is none. All of it is read, to compare its checksums.
 
-    Broken ones are skipped with a warning. Raises CheckpointError if all are broken: whether to start over is for a
-    person to decide.
+    Raises CheckpointError for one that is broken, or of a training with other parameters: a person decides.
     """
-    found = sorted(folder.glob("checkpoint-*.pt"), reverse=True)
-    for path in found:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():  # torch.load takes a flipped bit for a weight
-                    raise zipfile.BadZipFile(f"bad checksum of {damaged}")
-            read(path)
-            return path
-        except Exception as error:  # what a cut or overwritten file raises depends on where it was hit
-            message = f"{path} cannot be read ({type(error).__name__}: {error}); trying the checkpoint before it"
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
-    if found:
-        raise CheckpointError(f"no checkpoint in {folder} can be read: delete that folder to train from the start")
-    return None
+    path = max(folder.glob("checkpoint-*.pt"), default=None)
+    if path is None:
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load takes a flipped bit for a weight
+        found = read(path)["parameters"]
+    except Exception as error:  # what a cut or overwritten file raises depends on where it was hit
+        damaged = repr(error)
+    if damaged:
+        raise CheckpointError(f"{path} is broken ({damaged}): delete it, to go on from the one before it")
+    changes = [key for key in {**parameters, **found} if found.get(key) != parameters.get(key)]
+    if changes:
+        said = "; ".join(f"{key} was {found.get(key)}, is {parameters.get(key)}" for key in changes)
+        raise CheckpointError(f"{folder} is of another training ({said}): set them back to finish it, or delete it")
+    return path
 
 
 def read(path: Path) -> dict[str, Any]:
     """What a checkpoint holds, on the CPU. Its tensors are the file's pages, which processes share, until changed."""
     return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-
-
-def own_folder(folder: Path, parameters: Mapping[str, Any]) -> Path:
-    """Where in a run's folder a training with these parameters has its checkpoints: other parameters, another place."""
-    return folder / hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def name_others(folder: Path, parameters: Mapping[str, Any]) -> None:
-    """Say in a line each what a run's folder keeps of trainings with other parameters; without checkpoints, they go."""
-    own = own_folder(folder, parameters)
-    own.mkdir(parents=True, exist_ok=True)
-    (own / "parameters.json").write_text(json.dumps(parameters))
-    for other in sorted(path for path in folder.glob("*/") if path != own):
-        if not any(other.glob("checkpoint-*.pt")):
-            shutil.rmtree(other)
-            continue
-        found = json.loads((other / "parameters.json").read_text())
-        differing = [key for key in {**parameters, **found} if found.get(key) != parameters.get(key)]
-        changes = "; ".join(f"{key} was {found.get(key)}, is {parameters.get(key)}" for key in differing)
-        print(f"{other}: set aside ({changes}); it goes on when they are set back, or delete it", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -110,7 +110,8 @@ class Distillation:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        return {"weights": self.trained, "optimizer": self.optimizer.state_dict(), "losses": self.losses}
+        state = {"weights": self.trained, "optimizer": self.optimizer.state_dict(), "losses": self.losses}
+        return state | {"parameters": self.parameters}
 
     @torch.no_grad()
     def load(self, state: dict[str, Any]) -> None:
@@ -167,16 +168,12 @@ def learning_rate(iteration: int, run: Run) -> float:
 def train(job: Distillation, scratch: Path, out: Path) -> Iterator[float]:
     """Train to the end and write `out`; yields the loss of every iteration.
 
-    Checkpoints go to `scratch`, which all processes must see; a run that is started again resumes from the last one
-    with its own parameters. Raises FloatingPointError if the loss is no longer finite, CheckpointError if no checkpoint
-    can be read.
+    Checkpoints go to `scratch`, which all processes must see; a run that is started again resumes from the last one.
+    Raises FloatingPointError if the loss is no longer finite, CheckpointError for one that it cannot resume from.
     """
     training, main = job.run.training, job.accelerator.is_main_process
-    kept = (own := checkpoints.own_folder(scratch, job.parameters)) / "kept"
     with checkpoints.locked(scratch) if main else contextlib.nullcontext():
-        if main:
-            checkpoints.name_others(scratch, job.parameters)
-        _resume(job, own)
+        _resume(job, scratch)
         saved, first, last = time.monotonic(), len(job.losses), training.iterations
         bar = tqdm(range(first, last), job.run.name, last, initial=first, mininterval=2, disable=not main)
         for iteration in bar:
@@ -186,28 +183,29 @@ def train(job: Distillation, scratch: Path, out: Path) -> Iterator[float]:
             job.losses.append(loss)
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             if main:
-                job.keep(kept)
+                job.keep(scratch / "kept")
             if main and (time.monotonic() - saved > training.checkpoint_seconds or iteration + 1 == last):
-                checkpoints.save(own, iteration + 1, job.state())
+                checkpoints.save(scratch, iteration + 1, job.state())
                 saved = time.monotonic()
             yield loss
         if main:
             shutil.rmtree(out, ignore_errors=True)
-            shutil.copytree(kept, out)
+            shutil.copytree(scratch / "kept", out)
             job.publish(out)
-            shutil.rmtree(own if len([*scratch.glob("*/")]) > 1 else scratch)
+            shutil.rmtree(scratch)
     job.accelerator.wait_for_everyone()
     job.accelerator.end_training()
 
 
-def _resume(job: Distillation, own: Path) -> None:
+def _resume(job: Distillation, scratch: Path) -> None:
     """Resume from the last checkpoint, which one process looks for, or start with an empty `kept` folder."""
-    (last,) = broadcast_object_list([checkpoints.last(own) if job.accelerator.is_main_process else None])
+    main = job.accelerator.is_main_process
+    (last,) = broadcast_object_list([checkpoints.last(scratch, job.parameters) if main else None])
     if last is not None:
         job.load(checkpoints.read(last))
-    elif job.accelerator.is_main_process:
-        shutil.rmtree(own / "kept", ignore_errors=True)
-        (own / "kept/pictures").mkdir(parents=True)
+    elif main:
+        shutil.rmtree(scratch / "kept", ignore_errors=True)
+        (scratch / "kept/pictures").mkdir(parents=True)
 
 
 def open_distillation(params: Params, name: str, build: Path, data: Path) -> Distillation:

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, few, and passed over when broken."""
+"""Checkpoints: whole or not there, few, and refused when broken."""
 
 from pathlib import Path
 
@@ -7,20 +7,22 @@ import torch
 
 from splam.distill.checkpoints import CheckpointError, last, locked, read, save
 
+OURS = {"rate": 1.0}
+
 
 @pytest.fixture
 def folder(tmp_path):
     """Checkpoints of iterations 1 to 4, of which two are kept, and what a kill while writing leaves."""
     for iteration in range(1, 5):
-        save(tmp_path, iteration, {"weights": torch.full((5000,), float(iteration))})
+        save(tmp_path, iteration, {"weights": torch.full((5000,), float(iteration)), "parameters": OURS})
     (tmp_path / "checkpoint-00000005.part").write_bytes(b"half")
     return tmp_path
 
 
 def test_the_last_few_are_kept_and_the_newest_is_read(folder):
     assert [p.name for p in sorted(folder.glob("*.pt"))] == ["checkpoint-00000003.pt", "checkpoint-00000004.pt"]
-    assert read(last(folder))["weights"][0] == 4
-    assert last(folder / "none") is None
+    assert read(last(folder, OURS))["weights"][0] == 4
+    assert last(folder / "none", OURS) is None
 
 
 def test_what_is_read_is_the_file_and_not_a_copy(folder):
@@ -42,21 +44,13 @@ def flipped(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [cut, flipped, lambda content: b"", lambda content: b"\0" * len(content)])
-def test_a_broken_one_is_named_and_passed_over(folder, damage):
+def test_a_broken_one_is_named_and_the_one_before_it_is_there(folder, damage):
     newest = folder / "checkpoint-00000004.pt"
     newest.write_bytes(damage(newest.read_bytes()))
-    with pytest.warns(
-        RuntimeWarning, match="checkpoint-00000004.pt cannot be read .*; trying the checkpoint before it"
-    ):
-        assert last(folder).name == "checkpoint-00000003.pt"
-
-
-@pytest.mark.filterwarnings("ignore:.*checkpoint-")
-def test_all_broken_is_an_error_not_a_new_start(folder):
-    for path in folder.glob("*.pt"):
-        path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no checkpoint in .* can be read: delete that folder"):
-        last(folder)
+    with pytest.raises(CheckpointError, match="checkpoint-00000004.pt is broken .*: delete it, to go on from the one"):
+        last(folder, OURS)
+    newest.unlink()
+    assert read(last(folder, OURS))["weights"][0] == 3
 
 
 def test_a_kill_while_writing_leaves_the_ones_before(folder, monkeypatch):
@@ -67,7 +61,7 @@ def test_a_kill_while_writing_leaves_the_ones_before(folder, monkeypatch):
     monkeypatch.setattr(torch, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         save(folder, 6, {})
-    assert last(folder).name == "checkpoint-00000004.pt"
+    assert last(folder, OURS).name == "checkpoint-00000004.pt"
 
 
 def test_two_trainings_of_one_run_keep_apart(tmp_path):

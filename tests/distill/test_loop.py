@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from splam.config import ParamsError
+from splam.distill.checkpoints import CheckpointError
 from splam.distill.loop import Distillation, learning_rate, open_distillation, set_determinism, train
 from splam.networks.student import load_student
 from tests.distill.builders import RUN, cached, cached_run, online, profile, trained, weights
@@ -55,7 +56,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(teacher, cache, method, tmp_
 
     trained(started(), tmp_path / "whole")
     interrupted(started(), tmp_path / "cut", 4)
-    assert len(list((tmp_path / "cut/scratch").glob("*/checkpoint-*.pt"))) == 2
+    assert len(list((tmp_path / "cut/scratch").glob("checkpoint-*.pt"))) == 2
     trained(started(), tmp_path / "cut")
     whole = contents(tmp_path / "whole/out")
     assert contents(tmp_path / "cut/out") == whole and not (tmp_path / "cut/scratch").exists()
@@ -87,7 +88,6 @@ def test_the_same_noise_gives_the_same_picture_and_training_moves_it(teacher, ca
 
 def test_a_killed_run_without_a_checkpoint_leaves_nothing_to_the_next(teacher, cache, tmp_path):
     interrupted(cached(cache, cached_run(training={"snapshots": [1]}), teacher), tmp_path, 2)
-    (tmp_path / "scratch/0123").mkdir()  # of one with other parameters, killed before it had written them
     trained(cached(cache, cached_run(training={"snapshots": [6]}), teacher), tmp_path)
     assert [path.name for path in (tmp_path / "out/snapshots").iterdir()] == ["000006"]
     assert not (tmp_path / "scratch").exists()
@@ -102,18 +102,13 @@ def test_a_killed_run_without_a_checkpoint_leaves_nothing_to_the_next(teacher, c
         ({}, {"trajectories": "0123"}, "trajectories was f00d, is 0123"),
     ],
 )
-def test_checkpoints_of_other_parameters_are_set_aside_and_come_back(
-    teacher, cache, tmp_path, capsys, training, facts, named
-):
+def test_checkpoints_of_other_parameters_are_refused_by_name(teacher, cache, tmp_path, training, facts, named):
     first = {"trajectories": "f00d"}
     interrupted(cached(cache, cached_run(training=ALWAYS), teacher, **first), tmp_path, 2)
-    other = cached(cache, cached_run(training=ALWAYS | training), teacher, **first | facts)
-    assert len(trained(other, tmp_path)) == other.run.training.iterations
-    (kept,) = (tmp_path / "scratch").glob("*/")
-    assert f"{kept}: set aside ({named}); it goes on when they are set back" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=rf"scratch is of another training \({named}\): set them back to finish"):
+        trained(cached(cache, cached_run(training=ALWAYS | training), teacher, **first | facts), tmp_path)
     again = cached(cache, cached_run(training=ALWAYS), teacher, **first)
     assert len([*train(again, tmp_path / "scratch", tmp_path / "out")]) == 6 - 2
-    assert not (tmp_path / "scratch").exists()
 
 
 def test_a_diverging_run_stops_and_says_so(teacher, cache, tmp_path, monkeypatch):

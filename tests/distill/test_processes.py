@@ -24,7 +24,7 @@ from splam.profile import compose
 from tests.distill.builders import RUN, SMALL, weights
 from tests.networks.conftest import changed
 
-UNET = "unet/config.json"
+UNET, SCRATCH = "unet/config.json", f"scratch/distill/smoke/{RUN}"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 
 
@@ -46,7 +46,7 @@ def killed_at(command: list[str], folder: Path, iteration: int) -> None:
     """Start a training and kill it, and all it started, as soon as it has a checkpoint of an iteration."""
     process = psutil.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 1800
-    while not any(int(p.stem[-8:]) >= iteration for p in (folder / "scratch/distill" / RUN).glob("*/checkpoint-*.pt")):
+    while not any(int(p.stem[-8:]) >= iteration for p in (folder / SCRATCH).glob("checkpoint-*.pt")):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.005)
     for each in [process, *process.children(recursive=True)]:
@@ -67,12 +67,12 @@ def test_a_killed_training_goes_on_with_the_same_bits(teacher_folder, data, tmp_
     assert (cut / "losses.csv").read_text() == (whole / "losses.csv").read_text(), f"killed after {iteration}"
     weights = [load_file(f / "pipeline/unet/diffusion_pytorch_model.safetensors") for f in (cut, whole)]
     assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
-    assert not list((tmp_path / "cut/scratch/distill").iterdir())  # nothing is left of a finished run
+    assert not (tmp_path / "cut" / SCRATCH).exists()  # nothing is left of a finished run
 
 
 def test_two_processes_train_as_one_and_go_on_where_it_stopped(teacher_folder, data, tmp_path):
     """The notebook trains in its own process, torchrun on several: both from the same checkpoints."""
-    folder, scratch = tmp_path / "build", tmp_path / "build/scratch/distill" / RUN
+    folder, scratch = tmp_path / "build", tmp_path / "build" / SCRATCH
     line = arguments(folder, teacher_folder, data)
     job = open_distillation(load_params(folder / "params.yaml"), RUN, folder, data)
     steps = train(job, scratch, folder / "out")
@@ -100,7 +100,7 @@ def test_the_command_line_names_what_is_wrong(teacher_folder, data, tmp_path, ca
     line = arguments(tmp_path / "build", teacher_folder, data)
     assert main(["splam-s9", *line[1:]]) == 1
     assert "there is no run 'splam-s9'" in capsys.readouterr().err
-    with locked(tmp_path / "build/scratch/distill" / RUN):
+    with locked(tmp_path / "build" / SCRATCH):
         assert main(line) == 1
     assert f"{RUN} is being trained by another process" in capsys.readouterr().err
     assert main([RUN, *line[1:3], "--build", str(tmp_path / "none")]) == 1
