@@ -11,9 +11,8 @@ from typing import Any
 import pandas as pd
 
 from splam.config import Params
-from splam.report import tables
-from splam.report.metrics import by_seed, steps_text, where
-from splam.report.rules import BELOW, FAILS, FID_UNIT, HOLDS, REAL, TEACHER, Part, ln_ratio, number
+from splam.report.metrics import by_seed, where
+from splam.report.rules import BELOW, FAILS, FID_UNIT, HOLDS, REAL, TEACHER, Part, ln_ratio
 
 VERDICTS = {HOLDS: "better", FAILS: "worse"}
 FIDS = {REAL: "fid", TEACHER: "fid_teacher"}
@@ -54,25 +53,3 @@ def ablation_table(params: Params, evaluations: pd.DataFrame) -> pd.DataFrame:
     """All studies: COLUMNS and a Part's record; evaluations: those of runs marked `ablation` too."""
     found = [record for study in params.ablations for record in records(params, evaluations, study)]
     return pd.DataFrame(found) if found else pd.DataFrame(columns=list(COLUMNS))
-
-
-def readable(study: pd.DataFrame) -> pd.DataFrame:
-    """A study as readers see it, one row per run: text only, with '0.934 [0.901, 0.968], better' for a ratio."""
-    shown = []
-    for _, group in study.groupby("run", sort=False):
-        rows = group.to_dict("records")
-        line = {key.replace("_", " "): rows[0][key] for key in ("factor", "value", "reference_value", "seeds")}
-        for row in rows:
-            said = [number(FID_UNIT, row["estimate"], row["low"], row["high"])] if row["seeds"] else []
-            name = f"FID to {row['fid_of']}, {steps_text(row['steps'])}"
-            line |= {name: tables.written("fid", row["fid"]), f"ratio of {name}": ", ".join([*said, row["verdict"]])}
-        shown.append(line)
-    return pd.DataFrame(shown)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """All studies in Markdown."""
-    parts = [tables.CONTENT["ablations"] if len(table) else "This profile has none."]
-    for study, rows in table.groupby("study", sort=False):
-        parts += [f"**{study}**, reference {rows['reference'].iloc[0]}", tables.markdown(readable(rows))]
-    return "\n\n".join(parts) + "\n"

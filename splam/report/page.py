@@ -85,12 +85,11 @@ def write_files(report: Report, folder: Path, samples: Path) -> dict[str, dict[s
     The files leave out this machine's latencies, which differ in every run; the page shows them.
     """
     frames = {"claims": report.verdicts, "claims_parts": report.parts, "ablations": report.ablations}
-    texts = {"ablations": ablations.markdown(report.ablations)}
+    drawn, files, texts = {}, {}, {}
     for name, table in report.tables.items():
         frames[f"tables/{name}"] = table = table.drop(columns="latency_s", errors="ignore")
         title = f"{tables.TABLES[name]['title']}. {tables.caption(name, table, report.metrics)}"
         texts[name] = f"{title}\n\n{tables.markdown(tables.readable(table))}\n"
-    drawn, files = {}, {}
     for name in FIGURES:
         if name in report.points:
             frames[f"figures/{name}"] = report.points[name]

@@ -7,7 +7,7 @@ import pytest
 
 from splam.config import Params, parse
 from splam.profile import compose
-from splam.report.ablations import ablation_table, differences, markdown, readable
+from splam.report.ablations import ablation_table, differences
 from splam.report.metrics import COLUMNS, where
 from splam.report.rules import REAL, TEACHER
 
@@ -80,12 +80,3 @@ def test_what_is_farther_from_real_images_may_be_nearer_to_the_teachers():
     assert teacher["fid"] == pytest.approx(sum(5000 / fid for fid in (90, 98, 108.5)) / 3)
     unknown = row(ablation_table(profile(), measured), "low", fid_of=TEACHER)
     assert unknown["verdict"] == "not measured" and unknown["seeds"] == 0
-
-
-def test_the_table_is_read_a_run_a_line():
-    table = ablation_table(profile(), rows(MEASURED))
-    shown = readable(table).set_index("value")
-    assert len(shown) == 2 and shown.loc["0.0001", f"FID to {REAL}, 1 step"] == "247.1"
-    assert shown.loc["0.0001", f"ratio of FID to {REAL}, 2 steps"].startswith("0.898 [")
-    assert shown.loc["0.0001", f"ratio of FID to {REAL}, 2 steps"].endswith("], better")
-    assert f"**choices**, reference {REFERENCE}" in markdown(table)
