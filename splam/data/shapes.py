@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from multiprocessing import Pool
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import yaml
@@ -27,9 +27,7 @@ from splam.data.images import built, to_pixels
 
 SIZE = 32  # pixels
 ASSETS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
-SHAPES: dict[str, str] = ASSETS["shapes"]  # as SVG, in the unit circle
-COLOURS = {name: tuple(rgb) for name, rgb in ASSETS["colours"].items()}
-FILLS = ("plain", "striped", "dotted", "checkered")
+COLOURS: dict[str, list[list[int]]] = ASSETS["colours"]  # each with its tone
 SPLITS = ("train", "seen", "unseen")  # seen: new pictures of the triples that are trained on
 UNSEEN_SHARE = 0.1
 LEVELS = ("full", "shape", "background")  # what a caption tells
@@ -38,28 +36,19 @@ LEVEL_SHARES = (0.6, 0.2, 0.2)  # of the captions that models are trained on
 RADII = (9.0, 15.0)  # pixels
 MAX_TILT = 35.0  # degrees, each way
 PERIOD = 7.0  # pixels from stripe to stripe and from dot to dot; a checkered cell is half of it
-TONE = 0.55  # how far a pattern's second colour is from the first towards white, or black for light colours
 
-PARTS = (tuple(SHAPES), FILLS, tuple(COLOURS), tuple(COLOURS))  # what a full caption names, in this order
+# What a full caption names, in this order: shape, fill, colour, background.
+PARTS = (tuple(ASSETS["shapes"]), tuple(ASSETS["fills"]), tuple(COLOURS), tuple(COLOURS))
 
 
-@dataclass(frozen=True)
-class Scene:
-    """All that a picture shows. Centre, radius and phase are in pixels, tilt in degrees."""
+class Scene(NamedTuple):
+    """All that a picture shows: a word of each of PARTS; centre, radius and phase are in pixels, tilt in degrees."""
 
-    shape: str
-    fill: str
-    colour: str
-    background: str
-    centre: tuple[float, float]
+    parts: tuple[str, str, str, str]
+    centre: list[float]
     radius: float
     tilt: float
-    phase: tuple[float, float]
-
-    @property
-    def parts(self) -> tuple[str, str, str, str]:
-        """What a full caption names: a word of each of PARTS."""
-        return self.shape, self.fill, self.colour, self.background
+    phase: list[float]
 
 
 def caption(parts: Sequence[str], level: str = "full") -> str:
@@ -83,11 +72,6 @@ def full_captions() -> list[str]:
     return [caption(parts) for parts in itertools.product(*PARTS) if parts[2] != parts[3]]
 
 
-def draw_levels(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Levels of the captions of `count` training pictures, int (count,), by LEVEL_SHARES."""
-    return rng.choice(len(LEVELS), size=count, p=LEVEL_SHARES)
-
-
 @cache
 def triples(split: str) -> tuple[tuple[str, str, str], ...]:
     """The (shape, fill, colour) triples of one of SPLITS: the tenth of them with the lowest hashes is unseen."""
@@ -106,41 +90,16 @@ def scene(split: str, seed: int, index: int) -> Scene:
     centre = rng.uniform(radius, SIZE - radius, 2).tolist()
     tilt = float(rng.uniform(-MAX_TILT, MAX_TILT))
     phase = rng.uniform(0, PERIOD, 2).tolist()
-    return Scene(shape, fill, colour, background, tuple(centre), radius, tilt, tuple(phase))
-
-
-def tone(colour: str) -> tuple[int, int, int]:
-    """The second colour of a pattern: a lighter one, or of light colours a darker one."""
-    rgb = np.array(COLOURS[colour], float)
-    towards = 0.0 if rgb @ (0.299, 0.587, 0.114) > 140 else 255.0
-    return tuple(np.rint(rgb + TONE * (towards - rgb)).astype(int).tolist())
-
-
-def _pattern(scene: Scene) -> str:
-    """The fill as SVG: a pattern of the colour and its tone, in pixels along the shape's own axes."""
-    base, other = f"rgb{COLOURS[scene.colour]}", f"rgb{tone(scene.colour)}"
-    half = PERIOD / 2
-    marks = {
-        "plain": "",
-        "striped": f'<rect width="{PERIOD}" height="{half}" fill="{other}"/>',
-        "dotted": f'<circle cx="{half}" cy="{half}" r="{0.3 * PERIOD}" fill="{other}"/>',
-        "checkered": f'<path d="M0 0H{half}V{PERIOD}H{PERIOD}V{half}H0Z" fill="{other}"/>',
-    }
-    return (
-        f'<pattern id="fill" patternUnits="userSpaceOnUse" width="{PERIOD}" height="{PERIOD}" patternTransform='
-        f'"scale({1 / scene.radius}) translate({scene.phase[0]} {scene.phase[1]})">'
-        f'<rect width="{PERIOD}" height="{PERIOD}" fill="{base}"/>{marks[scene.fill]}</pattern>'
-    )
+    return Scene((shape, fill, colour, background), centre, radius, tilt, phase)
 
 
 def svg(scene: Scene) -> str:
     """The picture as an SVG document."""
-    place = f"translate({scene.centre[0]} {scene.centre[1]}) rotate({scene.tilt}) scale({scene.radius})"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {SIZE} {SIZE}"><defs>{_pattern(scene)}</defs>'
-        f'<rect width="{SIZE}" height="{SIZE}" fill="rgb{COLOURS[scene.background]}"/>'
-        f'<g transform="{place}" fill="url(#fill)" stroke="url(#fill)" stroke-width="0">{SHAPES[scene.shape]}</g></svg>'
-    )
+    shape, fill, colour, background = scene.parts
+    first, tone, behind = (f"rgb{tuple(rgb)}" for rgb in (*COLOURS[colour], COLOURS[background][0]))
+    marks, outline = ASSETS["fills"][fill].format(tone=tone), ASSETS["shapes"][shape]
+    colours = {"colour": first, "background": behind, "marks": marks, "outline": outline}
+    return ASSETS["picture"].format(**scene._asdict(), **colours, unit=1 / scene.radius)
 
 
 def render(scene: Scene) -> np.ndarray:
@@ -167,7 +126,8 @@ class Split:
     def __getitems__(self, picks: list[tuple[int, str]]) -> tuple[Tensor, list[str]]:
         """Pixels (n, 3, 32, 32) and captions of rows, each with a seed for what its caption tells."""
         part = self[np.array([row for row, _ in picks])]
-        levels = [draw_levels(np.random.default_rng(list(seed.encode())), 1)[0] for _, seed in picks]
+        sources = [np.random.default_rng(list(seed.encode())) for _, seed in picks]
+        levels = [source.choice(len(LEVELS), p=LEVEL_SHARES) for source in sources]
         return to_pixels(part.images), part.captions(np.array(levels))
 
     def captions(self, levels: np.ndarray | None = None) -> list[str]:
@@ -200,15 +160,3 @@ def make(split: str, seed: int, count: int) -> Split:
         drawn = pool.imap(partial(_picture, split=split, seed=seed), range(count), chunksize=64)
         images, parts = zip(*tqdm(drawn, split, total=count, mininterval=2), strict=True)
     return Split(np.stack(images), np.array(parts, np.uint8))
-
-
-def leaks(folder: Path) -> list[str]:
-    """What is wrong with the splits of a built set, a sentence each."""
-    train, seen, unseen = (Split.load(folder / name) for name in SPLITS)
-    problems, trained = [], {image.tobytes() for image in train.images}
-    if shared := {tuple(row) for row in train.parts[:, :3].tolist()} & {tuple(r) for r in unseen.parts[:, :3].tolist()}:
-        problems.append(f"{len(shared)} unseen triples were trained on: rebuild the data.")
-    for name, test in (("seen", seen), ("unseen", unseen)):
-        if copies := sum(image.tobytes() in trained for image in test.images):
-            problems.append(f"{copies} pictures of the {name} set were trained on: rebuild the data.")
-    return problems

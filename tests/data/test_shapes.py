@@ -19,25 +19,26 @@ def test_a_picture_is_a_pure_function_of_split_seed_and_index():
 def test_a_picture_shows_what_its_caption_says(index):
     scene = shapes.scene("unseen", 0, index)
     image = shapes.render(scene).astype(float)
-    assert shapes.caption(scene.parts).split()[1:4] == [scene.fill, scene.colour, scene.shape]
-    distance = {name: np.abs(image - rgb).sum(2) for name, rgb in shapes.COLOURS.items()}
-    corner = min(((0, 0), (0, -1), (-1, 0), (-1, -1)), key=lambda at: distance[scene.background][at])
-    assert min(distance, key=lambda name: distance[name][corner]) == scene.background
+    _, fill, colour, shape, *_, background, _ = shapes.caption(scene.parts).split()
+    assert (shape, fill, colour, background) == scene.parts
+    distance = {name: np.abs(image - rgb).sum(2) for name, (rgb, _) in shapes.COLOURS.items()}
+    corner = min(((0, 0), (0, -1), (-1, 0), (-1, -1)), key=lambda at: distance[background][at])
+    assert min(distance, key=lambda name: distance[name][corner]) == background
     across, down = np.meshgrid(np.arange(32) + 0.5, np.arange(32) + 0.5)
     off = np.hypot(across - scene.centre[0], down - scene.centre[1])
-    assert (distance[scene.background][off > 1.25 * scene.radius] < 3).all(), "something is drawn beside the shape"
+    assert (distance[background][off > 1.25 * scene.radius] < 3).all(), "something is drawn beside the shape"
     # Small patterns are blurred: each pixel of the shape is a mixture of its colour and the colour's second tone.
-    first = np.array(shapes.COLOURS[scene.colour])
-    towards = shapes.tone(scene.colour) - first
-    drawn = image[(distance[scene.background] > 60) & (off < scene.radius)]
+    first, tone = np.array(shapes.COLOURS[colour])
+    towards = tone - first
+    drawn = image[(distance[background] > 60) & (off < scene.radius)]
     share = ((drawn - first) @ towards / (towards @ towards)).clip(0, 1)
     assert np.quantile(np.abs(drawn - first - share[:, None] * towards).sum(1), 0.3) < 12, "another colour was drawn"
 
 
 def test_fills_differ_in_how_much_of_the_second_tone_they_show():
     def share(fill: str) -> float:
-        scene = shapes.Scene("square", fill, "red", "white", (16, 16), 14, 0, (0, 0))
-        toned = np.abs(shapes.render(scene)[8:24, 8:24].astype(float) - shapes.tone("red")).sum(2) < 30
+        scene = shapes.Scene(("square", fill, "red", "white"), [16, 16], 14, 0, [0, 0])
+        toned = np.abs(shapes.render(scene)[8:24, 8:24].astype(float) - shapes.COLOURS["red"][1]).sum(2) < 30
         return toned.mean()
 
     assert share("plain") == 0 and 0.1 < share("dotted") < 0.35 < share("striped") < 0.6 and share("checkered") > 0.35
@@ -55,14 +56,20 @@ def test_captions_name_parts_by_level():
     assert len(set(everything)) == len(everything) == 12 * 4 * 10 * 9 and FULL in everything
 
 
-def test_no_caption_of_the_unseen_set_is_trained_on():
+def test_no_caption_of_the_unseen_set_and_no_test_picture_is_trained_on():
     train, unseen = shapes.make("train", 0, 400), shapes.make("unseen", 0, 200)
     trained = {c for level in range(3) for c in train.captions(np.full(len(train), level))}
     assert trained.isdisjoint(unseen.captions())
     assert set(shapes.triples("unseen")).isdisjoint(shapes.triples("train"))
     assert shapes.triples("train") == shapes.triples("seen") and len(shapes.triples("unseen")) == 48
+    known = {image.tobytes() for image in train.images}
+    assert not any(
+        image.tobytes() in known for split in (unseen, shapes.make("seen", 0, 200)) for image in split.images
+    )
 
 
 def test_levels_are_drawn_by_their_shares():
-    drawn = np.bincount(shapes.draw_levels(np.random.default_rng(0), 5000), minlength=3) / 5000
-    assert np.abs(drawn - shapes.LEVEL_SHARES).max() < 0.03
+    split = shapes.Split(np.zeros((1, 2, 2, 3), np.uint8), np.zeros((1, 4), np.uint8))
+    captions = split.__getitems__([(0, f"0/{number}") for number in range(5000)])[1]
+    shares = [captions.count(split.captions(np.array([level]))[0]) / 5000 for level in range(3)]
+    assert np.abs(np.array(shares) - shapes.LEVEL_SHARES).max() < 0.03

@@ -48,14 +48,6 @@ def test_shapes_are_drawn_from_the_first_pictures_and_measured_by_the_others(sha
         held_out_set(SHAPES, shapes_folder, "unseen", 10)
 
 
-def test_leaks_of_the_shapes_are_told(shapes_folder, tmp_path):
-    assert shapes.leaks(shapes_folder) == []
-    for name, source in {"train": "unseen", "unseen": "unseen", "seen": "seen"}.items():
-        shapes.Split.load(shapes_folder / source).save(tmp_path / name)
-    problems = " ".join(shapes.leaks(tmp_path))
-    assert "unseen triples were trained on" in problems and "14 pictures of the unseen set were trained on" in problems
-
-
 def test_coco_sets_have_all_images_as_references(settings, folder):
     for dataset, protocol, count in (("unseen", "coco30k", 40), ("unseen-small", "coco5k", 20)):
         held = held_out_set(settings, folder, dataset, 8)

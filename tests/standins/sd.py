@@ -37,7 +37,7 @@ def pictures(seed: int, count: int) -> Iterator[tuple[Image.Image, str]]:
     """Patterned shapes in the middle of canvases of several sizes, each with its caption."""
     for number in range(count):
         scene = shapes.scene("train", seed, number)
-        canvas = Image.new("RGB", SIZES[number % len(SIZES)], shapes.COLOURS[scene.background])
+        canvas = Image.new("RGB", SIZES[number % len(SIZES)], tuple(shapes.COLOURS[scene.parts[3]][0]))
         side = min(canvas.size)
         drawn = Image.fromarray(shapes.render(scene)).resize((side, side))
         canvas.paste(drawn, ((canvas.width - side) // 2, (canvas.height - side) // 2))
