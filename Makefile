@@ -72,7 +72,7 @@ evidence: $(INSTALLED)
 		echo "$$runs" | grep -F @ | xargs -r -P $(JOBS) -n 1 dvc --wait-for-lock repro -s && dvc repro evidence/dvc.yaml; \
 	elif test $$status = 0; then echo "The evidence is complete: nothing to run."; else exit $$status; fi
 
-$(STAND_INS): tests/standins/sd.py | $(INSTALLED)
+$(STAND_INS): tests/standins/sd.py $(wildcard tests/standins/pipeline/*/*.json) | $(INSTALLED)
 	python -m tests.standins.sd build/rehearsal
 	@touch $@
 

@@ -13,7 +13,7 @@ import torch
 
 from splam.method.schedule import Schedule
 from splam.networks.teacher import Teacher, assemble_tiny, load_teacher, tiny_scheduler
-from tests.standins.sd import write_coco, write_laion
+from tests.standins.sd import TINY, write_coco, write_laion, write_networks
 
 
 @pytest.fixture
@@ -31,33 +31,10 @@ def generator() -> torch.Generator:
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory) -> Path:
     """A diffusers pipeline with random weights, of the tiny world's classes: 32-pixel images, latents (4, 8, 8)."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
     models, folder = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("teacher") / "pipeline"
+    shutil.copytree(TINY, models, dirs_exist_ok=True)
     torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8),
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-        scaling_factor=0.7,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=384,
-        attention_head_dim=8,
-        norm_num_groups=4,
-    )
-    for name, model in {"vae": vae, "unet": unet}.items():
-        model.save_pretrained(models / name)
+    write_networks(models)
     assemble_tiny(folder, models=models)
     return folder
 
