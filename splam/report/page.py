@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from splam.config import Gate, Params
 from splam.report import ablations, made, rules, tables
 from splam.report.claims import CLAIMS, judge
-from splam.report.figures import FIGURES, ends, picture, plot, plotted_points, png, sheet
+from splam.report.figures import FIGURES, ends, picture, plot, plotted_points, save, sheet
 from splam.report.metrics import QUOTED, UNDISTILLED, Metrics, steps_text, where
 from splam.report.rules import CANNOT_TELL, FAILS, FEW_SEEDS, HOLDS, MISSING, NOISE, REAL, REPORTED, TEACHER
 
@@ -84,29 +84,25 @@ def write_files(report: Report, folder: Path, samples: Path) -> dict[str, dict[s
 
     The files leave out this machine's latencies, which differ in every run; the page shows them.
     """
-    frames = {"claims": report.verdicts, "claims_parts": report.parts, "ablations": report.ablations}
-    drawn, files, texts = {}, {}, {}
-    for name, table in report.tables.items():
-        frames[f"tables/{name}"] = table = table.drop(columns="latency_s", errors="ignore")
-        title = f"{tables.TABLES[name]['title']}. {tables.caption(name, table, report.metrics)}"
-        texts[name] = f"{title}\n\n{tables.markdown(tables.readable(table))}\n"
-    for name in FIGURES:
-        if name in report.points:
-            frames[f"figures/{name}"] = report.points[name]
-            files[f"{name}.png"] = png(plot(name, report.points[name], report.metrics))
-            drawn[name] = {"ours": ends(name, report.points[name])}
-        elif (path := samples / f"{name}.npz").is_file():
-            files[f"{name}.png"] = png(picture(path))
-            files[f"{name}.webp"], drawn[name] = sheet(path)
     for kind in ("tables", "figures"):
         shutil.rmtree(folder / kind, ignore_errors=True)  # a figure of other metrics must not stay
         (folder / kind).mkdir(parents=True)
+    frames, drawn = {"claims": report.verdicts, "claims_parts": report.parts, "ablations": report.ablations}, {}
+    for name, table in report.tables.items():
+        frames[f"tables/{name}"] = table = table.drop(columns="latency_s", errors="ignore")
+        title = f"{tables.TABLES[name]['title']}. {tables.caption(name, table, report.metrics)}"
+        (folder / f"tables/{name}.md").write_text(f"{title}\n\n{tables.markdown(tables.readable(table))}\n")
+    for name in FIGURES:
+        file = folder / f"figures/{name}.png"
+        if name in report.points:
+            frames[f"figures/{name}"] = report.points[name]
+            save(plot(name, report.points[name], report.metrics), file)
+            drawn[name] = {"ours": ends(name, report.points[name])}
+        elif (path := samples / f"{name}.npz").is_file():
+            save(picture(path), file)
+            drawn[name] = sheet(path, file.with_suffix(".webp"))
     for name, frame in frames.items():
         tables.write_csv(frame, folder / f"{name}.csv")
-    for name, text in texts.items():
-        (folder / f"tables/{name}.md").write_text(text)
-    for name, content in files.items():
-        (folder / f"figures/{name}").write_bytes(content)
     return drawn
 
 
