@@ -114,8 +114,7 @@ def plot(name: str, points: pd.DataFrame, metrics: Metrics) -> Figure:
         _lines(axis, points, panel)
         _scales(axis, points, panel)
         axis.set(xlabel=panel["xlabel"].format(**labels), ylabel=panel["ylabel"].format(**labels))
-        title = textwrap.wrap(panel["title"], 78 if len(panels) == 1 else 52)
-        axis.set_title("\n".join(title), loc="left", fontsize=10.5)
+        axis.set_title(textwrap.fill(panel["title"], 78 if len(panels) == 1 else 52), loc="left", fontsize=10.5)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color="#dddddd", linewidth=0.7)
     axes[0].legend(fontsize=8, frameon=False)
@@ -168,9 +167,9 @@ def picture(path: Path) -> Figure:
     for line, prompt, pictures in zip(axes, prompts, np.swapaxes(images, 0, 1), strict=True):
         for axis, image in zip(line, pictures, strict=True):
             axis.imshow(image, interpolation="nearest")
-        line[0].set_ylabel("\n".join(textwrap.wrap(prompt, 22)), rotation=0, ha="right", va="center", fontsize=8)
+        line[0].set_ylabel(textwrap.fill(prompt, 22), rotation=0, ha="right", va="center", fontsize=8)
     for axis, name in zip(axes[0], columns, strict=True):
-        axis.set_title("\n".join(textwrap.wrap(name, 13)), fontsize=8)
+        axis.set_title(textwrap.fill(name, 13), fontsize=8)
     figure.suptitle(str(title), x=0.01, ha="left", fontsize=10.5)
     return figure
 

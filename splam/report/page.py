@@ -3,6 +3,7 @@
 import shutil
 import textwrap
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefi
 ALL, SOME, NONE = "as claimed", "partly as claimed", "not as claimed"  # directions of a single seed
 GLYPHS = {HOLDS: "✓", FAILS: "✕", NOISE: "≈", CANNOT_TELL: "?", REPORTED: "·", MISSING: "–"}
 GLYPHS |= {ALL: "✓", SOME: "◐", NONE: "✕"}
-SHARE = {"better": HOLDS, "worse": FAILS}  # what ablations call their verdicts
 FINDINGS = {  # what is said of a measure in some steps, of SPLAM and of LCM
     "gap_closed": "In {} SPLAM closes {} of the gap between the undistilled network and the teacher, LCM {}.",
     "fid": "In {} SPLAM has an FID of {}, LCM of {}.",
@@ -146,8 +146,8 @@ def places(parts: pd.DataFrame) -> list[dict[str, Any]]:
         at = ((numbers - start) / width * 100).clip(0, 100).round(1)
         at = at.fillna({"low": at["estimate"], "high": at["estimate"]})
         for row, where_drawn in zip(rows.to_dict("records"), at.to_dict("records"), strict=True):
-            agrees = ALL if row["excess"] < 0 else NONE
-            state = agrees if row["verdict"] == FEW_SEEDS else SHARE.get(row["verdict"], row["verdict"])
+            verdict = row["alone"] if "study" in row else row["verdict"]
+            state = verdict if verdict != FEW_SEEDS else ALL if row["excess"] < 0 else NONE
             said = row["verdict"] if "study" in row else state  # a study claims nothing: better, not holds
             said += f", alone: {row['alone']}" if row["verdict"] == CANNOT_TELL else ""
             bounds = (row["low"], row["high"]) if row["low"] < row["high"] else ()
@@ -166,17 +166,10 @@ def notebooks_to_html(executed: Path, out: Path) -> None:
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
     class Renderer(IPythonRenderer):
-        def block_math(self, body: str) -> str:
-            return convert(body, display="block")
+        block_math, inline_math = staticmethod(partial(convert, display="block")), staticmethod(convert)
 
-        def inline_math(self, body: str) -> str:
-            return convert(body)
-
-    def markdown2html(source: str) -> str:
-        return MarkdownWithMath(renderer=Renderer(escape=False)).render(source)
-
-    lab = (FOLDER / "notebook.html.j2").read_text()
-    exporter = HTMLExporter(raw_template=lab, filters={"markdown2html": markdown2html})
+    filters = {"markdown2html": MarkdownWithMath(renderer=Renderer(escape=False)).render}
+    exporter = HTMLExporter(template_file=str(FOLDER / "notebook.html.j2"), filters=filters)
     out.mkdir(parents=True, exist_ok=True)
     done = [path for path in sorted(executed.glob("*.ipynb")) if not path.match("*.failed.ipynb")]
     pages = {out / f"{path.stem}.html": path for path in done}
