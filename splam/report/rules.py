@@ -194,10 +194,11 @@ def compare(metrics: Metrics, entry: dict[str, Any], variant: str) -> Iterator[P
     entry = {"dataset": "unseen", "metric": "fid", **entry}
     systems = [system(entry[side], variant) for side in ("a", "b")]
     steps = entry["steps"] if isinstance(entry["steps"], list) else [entry["steps"]] * 2
-    at = [{"final": True, "dataset": entry["dataset"], **side} for side in systems]
-    if "where_measured" in entry and not all(len(where(metrics.rows, **side)) for side in at):
+    drawn = where(metrics.rows, final=True, dataset=entry["dataset"])
+    rows = [where(drawn, **side) for side in systems]
+    if "where_measured" in entry and any(found.empty for found in rows):
         return
-    rows = [where(metrics.rows, steps=n, **side) for n, side in zip(steps, at, strict=True)]
+    rows = [where(found, steps=n) for n, found in zip(steps, rows, strict=True)]
     a, b = (by_seed(found, entry["metric"]) for found in rows)
     name, unit, _ = NAMES[entry["metric"]]
     accept, level = region(metrics, entry), 0.90 if "within" in entry else 0.95
@@ -217,6 +218,5 @@ def compare(metrics: Metrics, entry: dict[str, Any], variant: str) -> Iterator[P
     if np.min(trained) > 0 and trained[0] != trained[1]:  # nan of a solver
         facts["note"] = "after {:g} and {:g} iterations".format(*trained)
     part = Part(label(entry, systems, steps), unit, paired(a), accept, level, **facts)
-    w, drawn = systems[0]["guidance_scale"], where(metrics.rows, final=True, dataset=entry["dataset"], steps=steps[0])
-    controls = {name: where(drawn, method=name, guidance_scale=w) for name in CONTROLS}
-    yield part.told(**{name: paired(by_seed(rows, entry["metric"])) for name, rows in controls.items()})
+    beside = where(drawn, guidance_scale=systems[0]["guidance_scale"], steps=steps[0])
+    yield part.told(**{name: paired(by_seed(where(beside, method=name), entry["metric"])) for name in CONTROLS})
