@@ -115,14 +115,13 @@ def neighbours(metrics: Metrics, variant: str) -> Iterator[Part]:
     rows = metrics.delta[(metrics.delta["t"] >= 119) & (metrics.delta["skip"].fillna(20) == 20)]
     ours, lcm = where(rows, method="SPLAM", variant=variant), where(rows, method="LCM (fix w)")
     scale = min(set(ours["guidance_scale"]) & set(lcm["guidance_scale"]), default=None)
+    sides = [where(side, guidance_scale=scale) for side in (ours, lcm)] + [where(rows, method=UNDISTILLED)]
     for name, at in (("summed over t", {}), ("at t = 799", {"t": 799})):
-        chosen = [where(side, guidance_scale=scale, **at) for side in (ours, lcm)]
-        chosen.append(where(rows, method=UNDISTILLED, **at))
-        sums = [side.groupby("seed")[["delta_rms", "x0_error_rms"]].sum() for side in chosen]
-        values, errors = (ln_ratio(sums[0][column], sums[1][column]) for column in sums[0])
+        found = [where(side, **at).groupby("seed")[["delta_rms", "x0_error_rms"]].sum() for side in sides]
+        values, errors = (ln_ratio(found[0][column], found[1][column]) for column in found[0])
         note = f"x0 error ratio {math.exp(np.mean(errors)):.3f}; the paper: about 0.9 at t = 800" if values else ""
         part = Part(f"delta {name}", "ln ratio of delta", values, BELOW, note=note)
-        yield part.told(**{UNDISTILLED: ln_ratio(sums[2]["delta_rms"], sums[1]["delta_rms"])})
+        yield part.told(**{UNDISTILLED: ln_ratio(found[2]["delta_rms"], found[1]["delta_rms"])})
 
 
 def guidance_trend(metrics: Metrics, variant: str) -> Iterator[Part]:

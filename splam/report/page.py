@@ -172,10 +172,9 @@ def notebooks_to_html(executed: Path, out: Path) -> None:
     exporter = HTMLExporter(template_file=str(FOLDER / "notebook.html.j2"), filters=filters)
     out.mkdir(parents=True, exist_ok=True)
     done = [path for path in sorted(executed.glob("*.ipynb")) if not path.match("*.failed.ipynb")]
-    pages = {out / f"{path.stem}.html": path for path in done}
-    for page, path in pages.items():
-        page.write_text(exporter.from_filename(str(path))[0])
-    (out / "index.html").write_text(TEMPLATES.get_template("notebooks.html.j2").render(pages=pages))
+    for path in done:
+        (out / f"{path.stem}.html").write_text(exporter.from_filename(str(path))[0])
+    (out / "index.html").write_text(TEMPLATES.get_template("notebooks.html.j2").render(notebooks=done))
 
 
 def glance(report: Report) -> pd.DataFrame:
