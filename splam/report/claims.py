@@ -5,7 +5,7 @@ Most are lists of comparisons; the functions here test the others. A claim about
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -35,10 +35,10 @@ def latencies(metrics: Metrics, variant: str) -> Iterator[Part]:
         yield Part(f"{slow} / {fast}", "ln ratio of UNet seconds a call", values, near, rule="value", note=note)
 
 
-def slopes(fids: pd.DataFrame, x: Callable[[np.ndarray], np.ndarray]) -> pd.Series:
-    """Least-squares slope of ln FID on x(columns), for each seed that has two points (index: seed)."""
+def slopes(fids: pd.DataFrame) -> pd.Series:
+    """Least-squares slope of ln FID on the columns, for each seed that has two points (index: seed)."""
     rows = {seed: row.dropna() for seed, row in fids.iterrows()}
-    fits = {s: np.polyfit(x(row.index.to_numpy(float)), np.log(row), 1)[0] for s, row in rows.items() if len(row) > 1}
+    fits = {s: np.polyfit(row.index, np.log(row), 1)[0] for s, row in rows.items() if len(row) > 1}
     return pd.Series(fits, dtype=float).round(9)  # a flat line's slope is 0, not rounding
 
 
@@ -48,7 +48,7 @@ def slopes_over_k(metrics: Metrics, variant: str) -> Iterator[Part]:
     rows = rows[(rows["skip"] <= SOLVER_SKIP) | rows["multiple_estimation"].isin([False])]
     lcm, ours = where(rows, method="LCM (fix w)"), where(rows, method="SPLAM", variant=variant)
     common = tuple(set(lcm["skip"]) & set(ours["skip"]))
-    lcm, ours = (slopes(over(where(found, skip=common), "skip"), np.log) for found in (lcm, ours))
+    lcm, ours = (slopes(over(where(found, skip=common), "skip").rename(columns=np.log)) for found in (lcm, ours))
     found = {"LCM's slope": (lcm, 0 * lcm), "SPLAM's slope": (ours, 0 * ours)}
     found["LCM's slope - SPLAM's"] = (lcm - ours).dropna(), (0 * lcm - ours).dropna()
     for label, (slope, control) in found.items():
@@ -149,7 +149,8 @@ def late_slopes(metrics: Metrics, variant: str) -> Iterator[Part]:
     """C18: over the last third of training, in which the undistilled network is flat."""
     for label, name, accept in (("LCM's", "lcm-3", ABOVE), ("SPLAM's", "splam-3", BELOW)):
         fids = curve(metrics, name, variant)
-        slope = slopes(fids.loc[:, fids.columns >= fids.columns.max() * 2 / 3], lambda iteration: iteration / 1000)
+        late = fids.loc[:, fids.columns >= fids.columns.max() * 2 / 3]
+        slope = slopes(late.rename(columns=lambda iteration: iteration / 1000))
         unit = "slope of ln FID per 1,000 iterations"
         yield Part(f"{label} slope in the last third", unit, tuple(slope), accept).told(**{UNDISTILLED: 0 * slope})
 
@@ -191,9 +192,8 @@ def judge(metrics: Metrics) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _verdict(parts: list[Part], again: list[Part]) -> dict[str, object]:
     seeds = [len(part.values) for part in parts if part.values and part.rule != "value"]
-    found = {"measured": rules.describe(parts), **rules.decisive(parts).record()}
-    found |= {"seeds": min(seeds, default=None), "verdict": rules.combine(parts)}
+    found = {"measured": rules.describe(parts), **rules.decisive(parts).record(), "seeds": min(seeds, default=None)}
     judged = [part for part in parts if part.judged and part.verdict != rules.MISSING]
     found |= {"parts": len(judged), "can_tell": sum(part.verdict != CANNOT_TELL for part in judged)}
-    found |= {"to_teacher_verdict": rules.combine(again) if again else ""}
-    return found | {"to_teacher_measured": rules.describe(again) if again else ""}
+    found |= {"to_teacher_verdict": rules.decisive(again).verdict if again else ""}
+    return found | {"to_teacher_measured": rules.describe(again)}

@@ -106,8 +106,8 @@ def write_files(report: Report, folder: Path, samples: Path) -> dict[str, dict[s
     return drawn
 
 
-def write_page(report: Report, folder: Path, drawn: dict[str, dict[str, Any]], pipeline: str = "dvc.yaml") -> Path:
-    """Write index.html beside what write_files wrote and returned, with the stages of a dvc.yaml; returns its path."""
+def write_page(report: Report, folder: Path, drawn: dict[str, dict[str, Any]], pipeline: str = "dvc.yaml") -> None:
+    """Write index.html beside what write_files wrote and returned, with the stages of a dvc.yaml."""
     quoted = report.metrics.evaluations.groupby("dataset")[list(QUOTED)]
     values = report.params.model_dump(mode="json")
     content = {"report": report, "drawn": drawn, "finding": finding(report), "tally": tally(report.verdicts)}
@@ -117,9 +117,7 @@ def write_page(report: Report, folder: Path, drawn: dict[str, dict[str, Any]], p
     content |= {"protocol": quoted.agg(lambda values: "; ".join(sorted(set(values) - {""}))).to_dict()}
     content |= {"parameters": yaml.safe_dump(values, sort_keys=False, default_flow_style=None)}
     helpers = {"places": places, "tables": tables, "where": where, "steps_text": steps_text}
-    page = TEMPLATES.get_template("report.html.j2").render(content | helpers)
-    (folder / "index.html").write_text(page)
-    return folder / "index.html"
+    (folder / "index.html").write_text(TEMPLATES.get_template("report.html.j2").render(content | helpers))
 
 
 def marks(verdicts: pd.DataFrame, parts: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
