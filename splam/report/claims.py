@@ -5,7 +5,7 @@ Most are lists of comparisons; the functions here test the others. A claim about
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from splam.report import rules
-from splam.report.metrics import UNDISTILLED, Metrics, expand, over, steps_text, variants, where
+from splam.report.metrics import UNDISTILLED, Metrics, by_seed, expand, over, steps_text, variants, where
 from splam.report.rules import ABOVE, BELOW, CANNOT_TELL, FID_UNIT, REAL, TEACHER, Part, ln_ratio, short, system
 
 CLAIMS: dict[str, dict[str, Any]] = rules.CONTENT["claims"]
@@ -23,42 +23,36 @@ SOLVER_SKIP = 20  # k_phi: at this k multiple estimation is one DDIM step, the s
 
 def latencies(metrics: Metrics, variant: str) -> Iterator[Part]:
     """C9: the UNet's seconds against its calls, of which a guided step has two; whole latencies beside them."""
-    columns, found = ["steps", "guidance_scale", "seconds_median", "unet_seconds_median"], {}
-    for row in where(metrics.latency, method=("SPLAM", "Teacher")).to_dict("records"):
-        name = steps_text(row["steps"]) if row["method"] == "SPLAM" else "teacher"
-        found[name] = [row[column] for column in columns]
-    paper = {"1 step": 0.09, "2 steps": 0.12, "4 steps": 0.19, "teacher": 2.59}  # Table 2
-    for fast, slow in itertools.pairwise(paper):
-        value, note = (), ""
-        if fast in found and slow in found:
-            (few, low, short, brief), (many, high, long, lasting) = found[fast], found[slow]
-            calls = many * (1 + (high > 1)) / (few * (1 + (low > 1)))
-            value = (math.log(lasting / brief / calls),)
-            whole = f"the whole {long / short:.2f}, the paper's {paper[slow] / paper[fast]:.2f}"
-            note = f"{calls:g} times the calls; {whole}"
-        near = (-math.log(1.1), math.log(1.1))
-        part = Part(f"{slow} / {fast}", "ln ratio of UNet seconds a call", value, near, rule="value", note=note)
-        yield replace(part, values=tuple(v for v in value if not math.isnan(v)))
+    paper = pd.Series({"1 step": 0.09, "2 steps": 0.12, "4 steps": 0.19, "teacher": 2.59})  # Table 2
+    rows = where(metrics.latency, method=("SPLAM", "Teacher"))
+    rows.index = rows["steps"].map(steps_text).mask(rows["method"] == "Teacher", "teacher")
+    rows = rows.assign(calls=rows["steps"] * (1 + (rows["guidance_scale"] > 1)), paper=paper).reindex(paper.index)
+    columns, near = ["unet_seconds_median", "calls", "seconds_median", "paper"], (-math.log(1.1), math.log(1.1))
+    for fast, slow in itertools.pairwise(paper.index):
+        unet, calls, whole, papers = rows.loc[slow, columns] / rows.loc[fast, columns]
+        values = (math.log(unet / calls),) if unet > 0 else ()
+        note = f"{calls:g} times the calls; the whole {whole:.2f}, the paper's {papers:.2f}" if calls > 0 else ""
+        yield Part(f"{slow} / {fast}", "ln ratio of UNet seconds a call", values, near, rule="value", note=note)
 
 
-def slopes(fids: pd.DataFrame, x: Callable[[np.ndarray], np.ndarray]) -> pd.Series:
-    """Least-squares slope of ln FID on x(columns), for each seed that has two points (index: seed)."""
+def slopes(fids: pd.DataFrame) -> pd.Series:
+    """Least-squares slope of ln FID on the columns, for each seed that has two points (index: seed)."""
     rows = {seed: row.dropna() for seed, row in fids.iterrows()}
-    fits = {s: np.polyfit(x(row.index.to_numpy(float)), np.log(row), 1)[0] for s, row in rows.items() if len(row) > 1}
+    fits = {s: np.polyfit(row.index, np.log(row), 1)[0] for s, row in rows.items() if len(row) > 1}
     return pd.Series(fits, dtype=float).round(9)  # a flat line's slope is 0, not rounding
 
 
-def slopes_over_k(metrics: Metrics, variant: str) -> list[Part]:
+def slopes_over_k(metrics: Metrics, variant: str) -> Iterator[Part]:
     """C10: at the k that both have without multiple estimation; the control, in the first's place, is flat over k."""
     rows = where(metrics.rows, final=True, guidance_scale=3, steps=4, dataset="unseen")
     rows = rows[(rows["skip"] <= SOLVER_SKIP) | rows["multiple_estimation"].isin([False])]
     lcm, ours = where(rows, method="LCM (fix w)"), where(rows, method="SPLAM", variant=variant)
     common = tuple(set(lcm["skip"]) & set(ours["skip"]))
-    lcm, ours = (slopes(over(where(found, skip=common), "skip"), np.log) for found in (lcm, ours))
+    lcm, ours = (slopes(over(where(found, skip=common), "skip").rename(columns=np.log)) for found in (lcm, ours))
     found = {"LCM's slope": (lcm, 0 * lcm), "SPLAM's slope": (ours, 0 * ours)}
     found["LCM's slope - SPLAM's"] = (lcm - ours).dropna(), (0 * lcm - ours).dropna()
-    parts = {label: Part(label, "slope of ln FID on ln k", tuple(v), ABOVE) for label, (v, _) in found.items()}
-    return [parts[label].told(**{UNDISTILLED: control}) for label, (_, control) in found.items()]
+    for label, (slope, control) in found.items():
+        yield Part(label, "slope of ln FID on ln k", tuple(slope), ABOVE).told(**{UNDISTILLED: control})
 
 
 def curve(metrics: Metrics, name: str, variant: str) -> pd.DataFrame:
@@ -67,24 +61,21 @@ def curve(metrics: Metrics, name: str, variant: str) -> pd.DataFrame:
     return over(where(rows, steps=rows["steps"].max()), "iteration")
 
 
-def untrained(metrics: Metrics, like: pd.DataFrame) -> pd.DataFrame:
-    """The curve of the undistilled network, which is flat: the control of claims about training."""
-    start = over(where(metrics.rows, dataset="unseen-curve", method=UNDISTILLED, guidance_scale=3), "iteration")
-    flat = start.reindex(columns=[0.0]).to_numpy() + np.zeros((1, len(like.columns)))
-    return pd.DataFrame(flat, start.index, like.columns)
+def untrained(metrics: Metrics) -> pd.Series:
+    """The undistilled network's FID on that sample, at every iteration: the control of claims about training."""
+    return by_seed(where(metrics.rows, dataset="unseen-curve", method=UNDISTILLED, guidance_scale=3), "fid")
 
 
 def overtaken(metrics: Metrics, variant: str) -> Iterator[Part]:
     """C12: at the first and the last iteration at which both were evaluated."""
     ours, lcm = (curve(metrics, name, variant) for name in ("splam-3", "lcm-3"))
-    control = untrained(metrics, lcm)
     common = sorted(set(ours.columns) & set(lcm.columns))
     ends = (common[0], common[-1]) if len(common) > 1 else (None, None)
     for name, at, accept in zip(("first", "last"), ends, (ABOVE, BELOW), strict=True):
         values = () if at is None else ln_ratio(ours[at], lcm[at])
         note = "" if at is None else f"{at:g} iterations"
         part = Part(f"SPLAM / LCM at the {name} evaluation", FID_UNIT, values, accept, note=note)
-        yield part.told(**{UNDISTILLED: () if at is None else ln_ratio(control[at], lcm[at])})
+        yield part.told(**{UNDISTILLED: () if at is None else ln_ratio(untrained(metrics), lcm[at])})
 
 
 def reach(fids: pd.DataFrame, goals: pd.Series) -> pd.Series:
@@ -92,13 +83,9 @@ def reach(fids: pd.DataFrame, goals: pd.Series) -> pd.Series:
     found = {}
     for seed, row in fids[fids.index.isin(goals.index)].dropna(how="all").iterrows():
         row = row.dropna()
-        at, values = row.index.to_numpy(float), row.to_numpy()
-        first = int(np.argmax(values <= goals[seed]))
-        if values[first] > goals[seed]:
-            found[seed] = at[-1]
-        else:
-            span = slice(max(first - 1, 0), first + 1)
-            found[seed] = np.interp(goals[seed], values[span][::-1], at[span][::-1])
+        there = row.index[row <= goals[seed]]
+        span = row.loc[: there[0]].iloc[-2:] if len(there) else row.iloc[-1:]
+        found[seed] = np.interp(goals[seed], span[::-1], span.index[::-1])
     return pd.Series(found, dtype=float)
 
 
@@ -107,9 +94,10 @@ def convergence(metrics: Metrics, variant: str) -> Iterator[Part]:
     names = ("splam-3-k100-me", "splam-3", "lcm-3", "lcm-3-k100-me")
     curves = {name: curve(metrics, name, variant) for name in names}
     few = "curves of at least 12 points" * (min(len(curves[name].columns) for name in names[:3]) < 12)
-    control = untrained(metrics, curves["splam-3-k100-me"])
+    control = untrained(metrics)
     goals = 1.05 * curves["lcm-3"].min(axis=1)
-    goals = goals[~(control.min(axis=1).reindex(goals.index) <= goals)]  # not where the undistilled network is there
+    goals = goals[~(control.reindex(goals.index) <= goals)]  # not where the undistilled network is there
+    never = 0 * control + curves["splam-3-k100-me"].columns.max()  # for it stays where it is
     censored = {n: int((fids.min(axis=1) > goals.reindex(fids.index)).sum()) for n, fids in curves.items()}
     (first, ours), *others = ((name, reach(fids, goals)) for name, fids in curves.items())
     for name, slow in others:
@@ -119,7 +107,7 @@ def convergence(metrics: Metrics, variant: str) -> Iterator[Part]:
         facts = {"note": note, "missing": few, "judged": judged}
         if judged or len(slow):
             part = Part(label, "ln ratio of iterations", ln_ratio(ours, slow), BELOW, **facts)
-            yield part.told(**{UNDISTILLED: ln_ratio(reach(control, goals), slow)})
+            yield part.told(**{UNDISTILLED: ln_ratio(never, slow)})
 
 
 def neighbours(metrics: Metrics, variant: str) -> Iterator[Part]:
@@ -127,14 +115,13 @@ def neighbours(metrics: Metrics, variant: str) -> Iterator[Part]:
     rows = metrics.delta[(metrics.delta["t"] >= 119) & (metrics.delta["skip"].fillna(20) == 20)]
     ours, lcm = where(rows, method="SPLAM", variant=variant), where(rows, method="LCM (fix w)")
     scale = min(set(ours["guidance_scale"]) & set(lcm["guidance_scale"]), default=None)
+    sides = [where(side, guidance_scale=scale) for side in (ours, lcm)] + [where(rows, method=UNDISTILLED)]
     for name, at in (("summed over t", {}), ("at t = 799", {"t": 799})):
-        chosen = [where(side, guidance_scale=scale, **at) for side in (ours, lcm)]
-        chosen.append(where(rows, method=UNDISTILLED, **at))
-        sums = [side.groupby("seed")[["delta_rms", "x0_error_rms"]].sum() for side in chosen]
-        values, errors = (ln_ratio(sums[0][column], sums[1][column]) for column in sums[0])
+        found = [where(side, **at).groupby("seed")[["delta_rms", "x0_error_rms"]].sum() for side in sides]
+        values, errors = (ln_ratio(found[0][column], found[1][column]) for column in found[0])
         note = f"x0 error ratio {math.exp(np.mean(errors)):.3f}; the paper: about 0.9 at t = 800" if values else ""
         part = Part(f"delta {name}", "ln ratio of delta", values, BELOW, note=note)
-        yield part.told(**{UNDISTILLED: ln_ratio(sums[2]["delta_rms"], sums[1]["delta_rms"])})
+        yield part.told(**{UNDISTILLED: ln_ratio(found[2]["delta_rms"], found[1]["delta_rms"])})
 
 
 def guidance_trend(metrics: Metrics, variant: str) -> Iterator[Part]:
@@ -162,7 +149,8 @@ def late_slopes(metrics: Metrics, variant: str) -> Iterator[Part]:
     """C18: over the last third of training, in which the undistilled network is flat."""
     for label, name, accept in (("LCM's", "lcm-3", ABOVE), ("SPLAM's", "splam-3", BELOW)):
         fids = curve(metrics, name, variant)
-        slope = slopes(fids.loc[:, fids.columns >= fids.columns.max() * 2 / 3], lambda iteration: iteration / 1000)
+        late = fids.loc[:, fids.columns >= fids.columns.max() * 2 / 3]
+        slope = slopes(late.rename(columns=lambda iteration: iteration / 1000))
         unit = "slope of ln FID per 1,000 iterations"
         yield Part(f"{label} slope in the last third", unit, tuple(slope), accept).told(**{UNDISTILLED: 0 * slope})
 
@@ -204,9 +192,8 @@ def judge(metrics: Metrics) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _verdict(parts: list[Part], again: list[Part]) -> dict[str, object]:
     seeds = [len(part.values) for part in parts if part.values and part.rule != "value"]
-    found = {"measured": rules.describe(parts), **rules.decisive(parts).record()}
-    found |= {"seeds": min(seeds, default=None), "verdict": rules.combine(parts)}
+    found = {"measured": rules.describe(parts), **rules.decisive(parts).record(), "seeds": min(seeds, default=None)}
     judged = [part for part in parts if part.judged and part.verdict != rules.MISSING]
     found |= {"parts": len(judged), "can_tell": sum(part.verdict != CANNOT_TELL for part in judged)}
-    found |= {"to_teacher_verdict": rules.combine(again) if again else ""}
-    return found | {"to_teacher_measured": rules.describe(again) if again else ""}
+    found |= {"to_teacher_verdict": rules.decisive(again).verdict if again else ""}
+    return found | {"to_teacher_measured": rules.describe(again)}

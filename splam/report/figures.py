@@ -1,6 +1,5 @@
 """Plotted figures (figures.yaml), and grids of images (3a, 4, 5, and one over all systems)."""
 
-import io
 import math
 import textwrap
 from pathlib import Path
@@ -84,29 +83,24 @@ def figure3b_points(metrics: Metrics) -> pd.DataFrame:
     return points[points.groupby("series")["series"].transform("size") > 1].reset_index(drop=True)
 
 
-def distances(metrics: Metrics) -> pd.DataFrame:
-    """Distances from the teacher's solution at w = 3: of students at k = 20 and at k = 100 + ME, and undistilled."""
+def distance_points(metrics: Metrics, along: str, **at: float) -> pd.DataFrame:
+    """Distance from the teacher's solution at w = 3 along a column, the mean over the other where it is not fixed.
+
+    Of students at k = 20 and at k = 100 + ME, and of the undistilled network.
+    """
     evaluated = ("", *where(metrics.rows, dataset="unseen")["run"].unique())  # not the longer trainings of Fig. 2b
-    rows = named(where(metrics.errors, guidance_scale=3, run=evaluated), (*STUDENTS, "Undistilled"))
-    return rows[rows["skip"].isna() | (rows["skip"] == 20) | ((rows["skip"] == 100) & rows["me"])]
-
-
-def along_t_points(metrics: Metrics) -> pd.DataFrame:
-    """Distance from the teacher's solution along t, at gamma = 1."""
-    return with_series(average(where(distances(metrics), gamma=1.0), ["student", "me", "skip", "t"], "rmse"))
-
-
-def along_gamma_points(metrics: Metrics) -> pd.DataFrame:
-    """Distance from the teacher's solution along gamma, the mean over t."""
-    keys = ["student", "me", "skip", "gamma"]
-    means = distances(metrics).groupby([*keys, "seed"], dropna=False)["rmse"].mean().reset_index()
+    rows = named(where(metrics.errors, guidance_scale=3, run=evaluated, **at), (*STUDENTS, "Undistilled"))
+    rows = rows[rows["skip"].isna() | (rows["skip"] == 20) | ((rows["skip"] == 100) & rows["me"])]
+    keys = ["student", "me", "skip", along]
+    means = rows.groupby([*keys, "seed"], dropna=False)["rmse"].mean().reset_index()
     return with_series(average(means, keys, "rmse"))
 
 
 def plotted_points(metrics: Metrics) -> dict[str, pd.DataFrame]:
     """The points of each figure that has a student, by name."""
-    functions = figure2a_points, figure2b_points, figure2c_points, figure3b_points, along_t_points, along_gamma_points
-    found = {function.__name__.removesuffix("_points"): function(metrics) for function in functions}
+    found = {"figure2a": figure2a_points(metrics), "figure2b": figure2b_points(metrics)}
+    found |= {"figure2c": figure2c_points(metrics), "figure3b": figure3b_points(metrics)}
+    found |= {"along_t": distance_points(metrics, "t", gamma=1.0), "along_gamma": distance_points(metrics, "gamma")}
     return {name: p for name, p in found.items() if set(p["student"]) - {"Teacher", "Undistilled"}}
 
 
@@ -120,8 +114,7 @@ def plot(name: str, points: pd.DataFrame, metrics: Metrics) -> Figure:
         _lines(axis, points, panel)
         _scales(axis, points, panel)
         axis.set(xlabel=panel["xlabel"].format(**labels), ylabel=panel["ylabel"].format(**labels))
-        title = textwrap.wrap(panel["title"], 78 if len(panels) == 1 else 52)
-        axis.set_title("\n".join(title), loc="left", fontsize=10.5)
+        axis.set_title(textwrap.fill(panel["title"], 78 if len(panels) == 1 else 52), loc="left", fontsize=10.5)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color="#dddddd", linewidth=0.7)
     axes[0].legend(fontsize=8, frameon=False)
@@ -169,40 +162,38 @@ def picture(path: Path) -> Figure:
     with np.load(path) as file:
         images, columns, prompts, title = (file[key] for key in ("images", "columns", "prompts", "title"))
     figure = Figure((1.7 + 0.95 * len(columns), 0.75 + 0.95 * len(prompts)), layout="constrained", facecolor="white")
-    axes = figure.subplots(len(prompts), len(columns), squeeze=False)
+    bare = {"xticks": [], "yticks": [], "frame_on": False}
+    axes = figure.subplots(len(prompts), len(columns), squeeze=False, subplot_kw=bare)
     for line, prompt, pictures in zip(axes, prompts, np.swapaxes(images, 0, 1), strict=True):
         for axis, image in zip(line, pictures, strict=True):
             axis.imshow(image, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-        line[0].set_ylabel("\n".join(textwrap.wrap(prompt, 22)), rotation=0, ha="right", va="center", fontsize=8)
+        line[0].set_ylabel(textwrap.fill(prompt, 22), rotation=0, ha="right", va="center", fontsize=8)
     for axis, name in zip(axes[0], columns, strict=True):
-        axis.set_title("\n".join(textwrap.wrap(name, 13)), fontsize=8)
+        axis.set_title(textwrap.fill(name, 13), fontsize=8)
     figure.suptitle(str(title), x=0.01, ha="left", fontsize=10.5)
     return figure
 
 
-def sheet(path: Path, largest: int = 160) -> tuple[bytes, dict[str, Any]]:
-    """The images of `picture` for the page, one WebP without labels, and their columns, prompts, shape and `ours`.
+def sheet(path: Path, out: Path) -> dict[str, Any]:
+    """Write the images of `picture` for the page, one WebP without labels, each at most 160 pixels wide.
 
-    An image is at most `largest` pixels wide. ours: each column's distance from the teacher's.
+    Returns their columns, prompts, shape and `ours`: each column's distance from the teacher's.
     """
     with np.load(path) as file:
         images, columns, prompts = (file[key] for key in ("images", "columns", "prompts"))
     _, lines, height, width = images.shape[:4]
     whole = Image.fromarray(images.transpose(1, 2, 0, 3, 4).reshape(lines * height, -1, 3))
-    buffer = io.BytesIO()
-    whole.reduce(math.ceil(width / largest)).save(buffer, "WEBP", lossless=width <= 64, quality=85)
+    whole.reduce(math.ceil(width / 160)).save(out, lossless=width <= 64, quality=85)
     far = [
         f"{name} {np.sqrt(np.square((own - teacher) / 255.0).mean()):.3f}"
         for teacher in images[[name.startswith("Teacher") for name in columns]].astype(float)
         for name, own in zip(columns, images, strict=True)
         if not name.startswith("Teacher")
     ]
-    ours = f"root mean square difference from the teacher's images, pixels in [0, 1]: {'; '.join(far)}. " if far else ""
-    ours += "Students draw new noise in each step but the first, so that more steps differ more." if far else ""
-    facts = {"columns": columns.tolist(), "prompts": prompts.tolist(), "shape": (width, height), "ours": ours}
-    return buffer.getvalue(), facts
+    ours = f"root mean square difference from the teacher's images, pixels in [0, 1]: {'; '.join(far)}. "
+    ours += "Students draw new noise in each step but the first, so that more steps differ more."
+    facts = {"columns": columns.tolist(), "prompts": prompts.tolist(), "shape": (width, height)}
+    return facts | {"ours": ours if far else ""}
 
 
 def ends(name: str, points: pd.DataFrame) -> str:
@@ -215,10 +206,8 @@ def ends(name: str, points: pd.DataFrame) -> str:
     return "; ".join(texts) + "."
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as PNG, without the notes that would change its bytes."""
-    buffer = io.BytesIO()
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as PNG, without the notes that would change its bytes."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # "$5 and $6" is no formula
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
+    figure.savefig(path, dpi=130, metadata={"Software": None})

@@ -16,8 +16,7 @@ from splam.config import ROOT
 
 def commit() -> str:
     """The commit of this checkout; empty outside a git repository."""
-    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def machine() -> str:
@@ -37,9 +36,8 @@ def stages(pipeline: str) -> list[dict[str, object]]:
         whole = repo.index.graph
     ours = [stage for stage in whole if Path(stage.path).parent == (ROOT / pipeline).parent]
     names = {stage: stage.addressing.rpartition(":")[2].partition("@")[0] for stage in ours}
-    pairs = ((names[stage], names[other]) for stage, other in whole.subgraph(ours).edges)
-    graph = nx.DiGraph(pair for pair in pairs if pair[0] != pair[1])
-    graph.add_nodes_from(names.values())
+    graph = nx.relabel_nodes(whole.subgraph(ours), names)
+    graph.remove_edges_from([*nx.selfloop_edges(graph)])
     order = [*TopologicalSorter({name: sorted(graph[name]) for name in sorted(graph)}).static_order()]
     nearest, found = nx.transitive_reduction(graph), []
     for name in order:

@@ -82,9 +82,8 @@ def with_gap_closed(rows: pd.DataFrame) -> pd.DataFrame:
     keys = ["dataset", "guidance_scale", "seed"]
     starts = where(rows, method=UNDISTILLED).groupby([*keys, "steps"])["fid_teacher"].mean().rename("start")
     floors = where(rows, method=SECOND_DRAW).groupby(keys)["fid_teacher"].mean().rename("floor")
-    both = rows[[*keys, "steps"]].merge(starts.reset_index(), "left").merge(floors.reset_index(), "left")
-    start, floor = both["start"].to_numpy(), both["floor"].to_numpy()
-    return rows.assign(gap_closed=(start - rows["fid_teacher"].to_numpy()) / (start - floor))
+    both = rows.join(starts, on=[*keys, "steps"]).join(floors, on=keys)
+    return rows.assign(gap_closed=(both["start"] - both["fid_teacher"]) / (both["start"] - both["floor"]))
 
 
 def check_comparable(rows: pd.DataFrame) -> None:
@@ -117,8 +116,7 @@ def distinct(rows: pd.DataFrame, *keys: str) -> pd.DataFrame:
 
 def by_seed(rows: pd.DataFrame, value: str) -> pd.Series:
     """One value for each seed (index: seed)."""
-    rows = distinct(rows[rows[value].notna()], "seed")
-    return pd.Series(rows[value].to_numpy(float), rows["seed"].to_numpy())
+    return distinct(rows[rows[value].notna()], "seed").set_index("seed")[value].astype(float)
 
 
 def over(rows: pd.DataFrame, column: str, value: str = "fid") -> pd.DataFrame:
@@ -129,9 +127,8 @@ def over(rows: pd.DataFrame, column: str, value: str = "fid") -> pd.DataFrame:
 
 def variants(rows: pd.DataFrame, method: str = "SPLAM") -> list[str]:
     """SPLAM's or SPLAM-LoRA's variants in rows, the paper's raw input first, then the scaled one."""
-    usual = ["raw input", "scaled input"]
     found = set(where(rows, method=method)["variant"]) - {""}
-    return sorted(found, key=lambda variant: (usual.index(variant) if variant in usual else len(usual), variant))
+    return sorted(found, key=lambda variant: (variant not in ("raw input", "scaled input"), variant))
 
 
 def expand(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:

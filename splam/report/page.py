@@ -3,6 +3,7 @@
 import shutil
 import textwrap
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from splam.config import Gate, Params
 from splam.report import ablations, made, rules, tables
 from splam.report.claims import CLAIMS, judge
-from splam.report.figures import FIGURES, ends, picture, plot, plotted_points, png, sheet
+from splam.report.figures import FIGURES, ends, picture, plot, plotted_points, save, sheet
 from splam.report.metrics import QUOTED, UNDISTILLED, Metrics, steps_text, where
 from splam.report.rules import CANNOT_TELL, FAILS, FEW_SEEDS, HOLDS, MISSING, NOISE, REAL, REPORTED, TEACHER
 
@@ -23,7 +24,6 @@ TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefi
 ALL, SOME, NONE = "as claimed", "partly as claimed", "not as claimed"  # directions of a single seed
 GLYPHS = {HOLDS: "✓", FAILS: "✕", NOISE: "≈", CANNOT_TELL: "?", REPORTED: "·", MISSING: "–"}
 GLYPHS |= {ALL: "✓", SOME: "◐", NONE: "✕"}
-SHARE = {"better": HOLDS, "worse": FAILS}  # what ablations call their verdicts
 FINDINGS = {  # what is said of a measure in some steps, of SPLAM and of LCM
     "gap_closed": "In {} SPLAM closes {} of the gap between the undistilled network and the teacher, LCM {}.",
     "fid": "In {} SPLAM has an FID of {}, LCM of {}.",
@@ -84,34 +84,30 @@ def write_files(report: Report, folder: Path, samples: Path) -> dict[str, dict[s
 
     The files leave out this machine's latencies, which differ in every run; the page shows them.
     """
-    frames = {"claims": report.verdicts, "claims_parts": report.parts, "ablations": report.ablations}
-    drawn, files, texts = {}, {}, {}
-    for name, table in report.tables.items():
-        frames[f"tables/{name}"] = table = table.drop(columns="latency_s", errors="ignore")
-        title = f"{tables.TABLES[name]['title']}. {tables.caption(name, table, report.metrics)}"
-        texts[name] = f"{title}\n\n{tables.markdown(tables.readable(table))}\n"
-    for name in FIGURES:
-        if name in report.points:
-            frames[f"figures/{name}"] = report.points[name]
-            files[f"{name}.png"] = png(plot(name, report.points[name], report.metrics))
-            drawn[name] = {"ours": ends(name, report.points[name])}
-        elif (path := samples / f"{name}.npz").is_file():
-            files[f"{name}.png"] = png(picture(path))
-            files[f"{name}.webp"], drawn[name] = sheet(path)
     for kind in ("tables", "figures"):
         shutil.rmtree(folder / kind, ignore_errors=True)  # a figure of other metrics must not stay
         (folder / kind).mkdir(parents=True)
+    frames, drawn = {"claims": report.verdicts, "claims_parts": report.parts, "ablations": report.ablations}, {}
+    for name, table in report.tables.items():
+        frames[f"tables/{name}"] = table = table.drop(columns="latency_s", errors="ignore")
+        title = f"{tables.TABLES[name]['title']}. {tables.caption(name, table, report.metrics)}"
+        (folder / f"tables/{name}.md").write_text(f"{title}\n\n{tables.markdown(tables.readable(table))}\n")
+    for name in FIGURES:
+        file = folder / f"figures/{name}.png"
+        if name in report.points:
+            frames[f"figures/{name}"] = report.points[name]
+            save(plot(name, report.points[name], report.metrics), file)
+            drawn[name] = {"ours": ends(name, report.points[name])}
+        elif (path := samples / f"{name}.npz").is_file():
+            save(picture(path), file)
+            drawn[name] = sheet(path, file.with_suffix(".webp"))
     for name, frame in frames.items():
         tables.write_csv(frame, folder / f"{name}.csv")
-    for name, text in texts.items():
-        (folder / f"tables/{name}.md").write_text(text)
-    for name, content in files.items():
-        (folder / f"figures/{name}").write_bytes(content)
     return drawn
 
 
-def write_page(report: Report, folder: Path, drawn: dict[str, dict[str, Any]], pipeline: str = "dvc.yaml") -> Path:
-    """Write index.html beside what write_files wrote and returned, with the stages of a dvc.yaml; returns its path."""
+def write_page(report: Report, folder: Path, drawn: dict[str, dict[str, Any]], pipeline: str = "dvc.yaml") -> None:
+    """Write index.html beside what write_files wrote and returned, with the stages of a dvc.yaml."""
     quoted = report.metrics.evaluations.groupby("dataset")[list(QUOTED)]
     values = report.params.model_dump(mode="json")
     content = {"report": report, "drawn": drawn, "finding": finding(report), "tally": tally(report.verdicts)}
@@ -121,9 +117,7 @@ def write_page(report: Report, folder: Path, drawn: dict[str, dict[str, Any]], p
     content |= {"protocol": quoted.agg(lambda values: "; ".join(sorted(set(values) - {""}))).to_dict()}
     content |= {"parameters": yaml.safe_dump(values, sort_keys=False, default_flow_style=None)}
     helpers = {"places": places, "tables": tables, "where": where, "steps_text": steps_text}
-    page = TEMPLATES.get_template("report.html.j2").render(content | helpers)
-    (folder / "index.html").write_text(page)
-    return folder / "index.html"
+    (folder / "index.html").write_text(TEMPLATES.get_template("report.html.j2").render(content | helpers))
 
 
 def marks(verdicts: pd.DataFrame, parts: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
@@ -150,8 +144,8 @@ def places(parts: pd.DataFrame) -> list[dict[str, Any]]:
         at = ((numbers - start) / width * 100).clip(0, 100).round(1)
         at = at.fillna({"low": at["estimate"], "high": at["estimate"]})
         for row, where_drawn in zip(rows.to_dict("records"), at.to_dict("records"), strict=True):
-            agrees = ALL if row["excess"] < 0 else NONE
-            state = agrees if row["verdict"] == FEW_SEEDS else SHARE.get(row["verdict"], row["verdict"])
+            verdict = row["alone"] if "study" in row else row["verdict"]
+            state = verdict if verdict != FEW_SEEDS else ALL if row["excess"] < 0 else NONE
             said = row["verdict"] if "study" in row else state  # a study claims nothing: better, not holds
             said += f", alone: {row['alone']}" if row["verdict"] == CANNOT_TELL else ""
             bounds = (row["low"], row["high"]) if row["low"] < row["high"] else ()
@@ -170,23 +164,15 @@ def notebooks_to_html(executed: Path, out: Path) -> None:
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
     class Renderer(IPythonRenderer):
-        def block_math(self, body: str) -> str:
-            return convert(body, display="block")
+        block_math, inline_math = staticmethod(partial(convert, display="block")), staticmethod(convert)
 
-        def inline_math(self, body: str) -> str:
-            return convert(body)
-
-    def markdown2html(source: str) -> str:
-        return MarkdownWithMath(renderer=Renderer(escape=False)).render(source)
-
-    lab = (FOLDER / "notebook.html.j2").read_text()
-    exporter = HTMLExporter(raw_template=lab, filters={"markdown2html": markdown2html})
+    filters = {"markdown2html": MarkdownWithMath(renderer=Renderer(escape=False)).render}
+    exporter = HTMLExporter(template_file=str(FOLDER / "notebook.html.j2"), filters=filters)
     out.mkdir(parents=True, exist_ok=True)
     done = [path for path in sorted(executed.glob("*.ipynb")) if not path.match("*.failed.ipynb")]
-    pages = {out / f"{path.stem}.html": path for path in done}
-    for page, path in pages.items():
-        page.write_text(exporter.from_filename(str(path))[0])
-    (out / "index.html").write_text(TEMPLATES.get_template("notebooks.html.j2").render(pages=pages))
+    for path in done:
+        (out / f"{path.stem}.html").write_text(exporter.from_filename(str(path))[0])
+    (out / "index.html").write_text(TEMPLATES.get_template("notebooks.html.j2").render(notebooks=done))
 
 
 def glance(report: Report) -> pd.DataFrame:

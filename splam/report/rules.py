@@ -31,14 +31,6 @@ NAMES = {"fid": ("FID", FID_UNIT, " / "), "clip_score": ("CLIP score", "CLIP sco
 REAL, TEACHER = "real images", "the teacher's images"  # what an FID is measured against
 
 
-def interval(values: Sequence[float], level: float) -> tuple[float, float]:
-    """Student's t interval for the mean of values; (nan, nan) for fewer than two."""
-    if len(values) < 2:
-        return math.nan, math.nan
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
-    return float(np.mean(values) - half), float(np.mean(values) + half)
-
-
 def number(unit: str, estimate: float, low: float = math.nan, high: float = math.nan) -> str:
     """'0.934 [0.901, 0.968]': a ratio rather than its logarithm, with its interval if there is one."""
     ratio, values = unit.startswith("ln ratio"), (estimate, low, high)
@@ -79,12 +71,15 @@ class Part:
 
     @cached_property
     def bounds(self) -> tuple[float, float]:
-        """The interval that is compared with `accept`; nan where it cannot be computed."""
+        """What is compared with `accept`: Student's t interval for the mean; (nan, nan) for fewer than two values."""
         if self.rule == "value" and self.values:
             return self.values[0], self.values[0]
-        if self.p is not None and len(self.values) > 1:
+        if len(self.values) < 2:
+            return math.nan, math.nan
+        if self.p is not None:
             return min(self.values), max(self.values)
-        return interval(self.values, self.level)
+        half = float(stats.t.ppf((1 + self.level) / 2, len(self.values) - 1) * stats.sem(self.values))
+        return self.estimate - half, self.estimate + half
 
     @property
     def verdict(self) -> str:
@@ -131,16 +126,13 @@ class Part:
         return replace(self, controls=tuple(passed))
 
 
-def combine(parts: Sequence[Part]) -> str:
-    """A claim needs each part that can tell: one that does not hold settles it, then what is missing or untested."""
-    found = {part.verdict for part in parts}
-    return next(v for v in (FAILS, MISSING, FEW_SEEDS, NOISE, HOLDS, CANNOT_TELL, REPORTED) if v in found)
-
-
 def decisive(parts: Sequence[Part]) -> Part:
-    """The part that settles the verdict: of those that share it, the one furthest from the claimed region."""
-    settled = [part for part in parts if part.verdict == combine(parts)]
-    return max(settled, key=lambda part: -math.inf if math.isnan(part.excess) else part.excess)
+    """The part whose verdict is the claim's: of those that share it, the one furthest from the claimed region.
+
+    A claim needs each part that can tell: one that does not hold settles it, then what is missing or untested.
+    """
+    order = (FAILS, MISSING, FEW_SEEDS, NOISE, HOLDS, CANNOT_TELL, REPORTED)
+    return min(parts, key=lambda part: (order.index(part.verdict), -np.nan_to_num(part.excess, nan=-math.inf)))
 
 
 def describe(parts: Sequence[Part], most: int = 8) -> str:
@@ -194,10 +186,11 @@ def compare(metrics: Metrics, entry: dict[str, Any], variant: str) -> Iterator[P
     entry = {"dataset": "unseen", "metric": "fid", **entry}
     systems = [system(entry[side], variant) for side in ("a", "b")]
     steps = entry["steps"] if isinstance(entry["steps"], list) else [entry["steps"]] * 2
-    at = [{"final": True, "dataset": entry["dataset"], **side} for side in systems]
-    if "where_measured" in entry and not all(len(where(metrics.rows, **side)) for side in at):
+    drawn = where(metrics.rows, final=True, dataset=entry["dataset"])
+    rows = [where(drawn, **side) for side in systems]
+    if "where_measured" in entry and any(found.empty for found in rows):
         return
-    rows = [where(metrics.rows, steps=n, **side) for n, side in zip(steps, at, strict=True)]
+    rows = [where(found, steps=n) for n, found in zip(steps, rows, strict=True)]
     a, b = (by_seed(found, entry["metric"]) for found in rows)
     name, unit, _ = NAMES[entry["metric"]]
     accept, level = region(metrics, entry), 0.90 if "within" in entry else 0.95
@@ -217,6 +210,5 @@ def compare(metrics: Metrics, entry: dict[str, Any], variant: str) -> Iterator[P
     if np.min(trained) > 0 and trained[0] != trained[1]:  # nan of a solver
         facts["note"] = "after {:g} and {:g} iterations".format(*trained)
     part = Part(label(entry, systems, steps), unit, paired(a), accept, level, **facts)
-    w, drawn = systems[0]["guidance_scale"], where(metrics.rows, final=True, dataset=entry["dataset"], steps=steps[0])
-    controls = {name: where(drawn, method=name, guidance_scale=w) for name in CONTROLS}
-    yield part.told(**{name: paired(by_seed(rows, entry["metric"])) for name, rows in controls.items()})
+    beside = where(drawn, guidance_scale=systems[0]["guidance_scale"], steps=steps[0])
+    yield part.told(**{name: paired(by_seed(where(beside, method=name), entry["metric"])) for name in CONTROLS})

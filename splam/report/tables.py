@@ -46,26 +46,23 @@ def summary(found: pd.DataFrame) -> dict[str, object]:
 
 
 def measured(table: dict[str, Any], metrics: Metrics, pipelines: Collection[str]) -> pd.DataFrame:
-    """The table's own rows, with `base`, the method alone, beside a `method` that names SPLAM's variant."""
+    """The table's own rows, `base` the method alone, `method` with SPLAM's variant; latencies where it compares."""
     rows, records = where(pd.concat([metrics.rows, metrics.floors]), final=True), []
     for line in lines_of(table, metrics.rows, pipelines if table["compares"] else ()):
         name = f"{line['method']} ({line['variant']})" if "variant" in line else line["method"]
         records.append({"base": line["method"], **line, "method": name, **summary(where(rows, **line))})
-    return pd.DataFrame(records)
-
-
-def compared(found: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
-    """Rows with their latency."""
-    seconds = latency.rename(columns={"method": "base", "seconds_median": "latency_s"})[["base", "steps", "latency_s"]]
+    if not table["compares"]:
+        return pd.DataFrame(records)
+    seconds = metrics.latency.rename(columns={"method": "base", "seconds_median": "latency_s"})
     as_lcm = where(seconds, base="SPLAM").assign(base="LCM (fix w)")  # both publish the same network
-    return found.merge(pd.concat([seconds, as_lcm]), how="left", on=["base", "steps"])
+    seconds = pd.concat([seconds, as_lcm])[["base", "steps", "latency_s"]]
+    return pd.DataFrame(records).merge(seconds, how="left", on=["base", "steps"])
 
 
 def build_table(name: str, metrics: Metrics, pipelines: Collection[str] = ()) -> pd.DataFrame:
     """A table by its name; pipelines: the third-party systems, rows of Table 2."""
     keys, paper = ["base", "dataset", "steps"], pd.read_csv(Path(__file__).parent / "paper" / f"{name}.csv")
     found = measured(TABLES[name], metrics, pipelines)
-    found = compared(found, metrics.latency) if TABLES[name]["compares"] else found
     cited = paper[~paper.set_index(keys).index.isin(found.set_index(keys).index)]
     cited = cited.assign(method=cited["base"], dataset=None, source="cited")
     found = found.merge(paper, how="left", on=keys)

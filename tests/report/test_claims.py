@@ -38,9 +38,10 @@ def parts(claim: str, metrics: Metrics, **frames: pd.DataFrame) -> list[Part]:
 
 
 def test_t_interval_of_known_numbers():
-    low, high = rules.interval((1.0, 2.0, 3.0), 0.95)
-    assert (low, high) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)), rel=1e-6)
-    assert all(map(math.isnan, rules.interval((1.0,), 0.95)))
+    assert Part("", "", (1.0, 2.0, 3.0), BELOW).bounds == pytest.approx(
+        (2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)), rel=1e-6
+    )
+    assert all(map(math.isnan, Part("", "", (1.0,), BELOW).bounds))
 
 
 @pytest.mark.parametrize(
@@ -68,11 +69,11 @@ def test_a_claim_needs_each_of_its_parts():
     good, bad = Part("", "", (-0.1, -0.11, -0.12), BELOW), Part("", "", (0.1, 0.11, 0.12), BELOW)
     untested, missing = Part("", "", (-0.1,), BELOW), Part("", "", (), BELOW, missing="x")
     blind, beside = good.told(Undistilled=(-0.1, -0.2, -0.15)), dataclasses.replace(bad, judged=False)
-    assert rules.combine([good, good, blind, beside]) == HOLDS
-    assert rules.combine([blind, blind]) == CANNOT_TELL
-    assert rules.combine([good, untested]) == FEW_SEEDS
-    assert rules.combine([good, missing, untested]) == MISSING
-    assert rules.combine([good, missing, bad]) == FAILS
+    assert rules.decisive([good, good, blind, beside]).verdict == HOLDS
+    assert rules.decisive([blind, blind]).verdict == CANNOT_TELL
+    assert rules.decisive([good, untested]).verdict == FEW_SEEDS
+    assert rules.decisive([good, missing, untested]).verdict == MISSING
+    assert rules.decisive([good, missing, bad]).verdict == FAILS
 
 
 def test_the_ratio_is_the_geometric_mean_over_seeds(empty):
@@ -167,7 +168,7 @@ def test_c11_reports_k_200_without_judging_it(empty):
     rows = [runs({"SPLAM": values}, w=3, skip=k).assign(multiple_estimation=True) for k, values in fids.items()]
     near, far = parts("C11", empty, rows=pd.concat(rows))
     assert near.level == 0.90 and near.accept == pytest.approx((-math.log(1.1), math.log(1.1)))
-    assert rules.combine([near, far]) == HOLDS and "ratio of FID 3.0" in str(far)
+    assert rules.decisive([near, far]).verdict == HOLDS and "ratio of FID 3.0" in str(far)
     assert len(parts("C11", empty, rows=pd.concat(rows[:2]))) == 1
 
 
@@ -199,12 +200,13 @@ def test_c15_is_spearmans_rho_of_each_seed(empty):
 
 def test_c9_counts_a_guided_step_as_two_calls_of_the_unet(metrics):
     found = parts("C9", metrics)
-    assert [part.estimate for part in found] == pytest.approx([0, 0, 0], abs=1e-9) and rules.combine(found) == HOLDS
+    assert [part.estimate for part in found] == pytest.approx([0, 0, 0], abs=1e-9)
+    assert rules.decisive(found).verdict == HOLDS
     assert "25 times the calls" in str(found[2]) and "the whole 13.63, the paper's 13.63" in str(found[2])
     slow = metrics.latency.assign(
         unet_seconds_median=lambda rows: rows["unet_seconds_median"] * (1 + rows["steps"] / 9)
     )
-    assert rules.combine(parts("C9", metrics, latency=slow)) == FAILS
+    assert rules.decisive(parts("C9", metrics, latency=slow)).verdict == FAILS
     assert {part.verdict for part in parts("C9", metrics, latency=metrics.latency.head(0))} == {MISSING}
 
 

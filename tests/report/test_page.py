@@ -72,7 +72,8 @@ def test_the_page_shows_studies_and_the_gate(report, written, tmp_path, monkeypa
     row |= {"estimate": 0.0, "low": -0.1, "high": 0.1, "accept_low": -9.0, "accept_high": 0.0}
     row |= {"excess": 0.0, "verdict": "better", "alone": "holds"}
     changed = dataclasses.replace(report, ablations=pd.DataFrame([row]), gate=("not passed", "18 is not 8"))
-    page = write_page(changed, tmp_path, {}).read_text()
+    write_page(changed, tmp_path, {})
+    page = (tmp_path / "index.html").read_text()
     assert '<article id="ablation-choices">' in page and "1.000 [0.905, 1.105] <small>ratio of FID, better" in page
     assert "Gate not passed: 18 is not 8." in page
     assert 'id="ablations"' not in (written / "index.html").read_text()
