@@ -48,7 +48,7 @@ at_once = dvc repro --dry --keep-going 2> /dev/null | $(due) | grep -E '^($(1))(
 	xargs -r -P $(JOBS) -n 1 dvc --wait-for-lock repro -s
 define PARALLEL
 @test -z "$$(dvc repro --dry 2> /dev/null | $(due))" || { export OMP_NUM_THREADS=1; dvc repro data.dvc teacher && \
-	$(call at_once,references|trajectories) && $(call at_once,teacher-samples|distill) && \
+	$(call at_once,references|trajectories|latents) && $(call at_once,teacher-samples|distill) && \
 	$(call at_once,evaluate|baselines|sample|delta); }
 endef
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -13,9 +12,9 @@ from benchmarks.compare import FOLDER, ROOT, write
 START, END = "<!-- table: make bench writes it -->\n", "<!-- end of the table -->\n"
 
 
-def repro(times: Path = ROOT / "build/times") -> None:
+def repro() -> None:
     """Write repro.csv from what stages recorded when they ended: seconds, and how full two lanes and cores were."""
-    found = []
+    found, times = [], ROOT / "build/times"
     for file in times.glob("*.json"):
         record = json.loads(file.read_text()) | {"end": file.stat().st_mtime}
         found += [record | {"kind": kind} for kind in (file.stem.partition("-")[0], "all")]

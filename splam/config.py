@@ -243,7 +243,7 @@ class Params(Strict):
     description: str = ""
     expected_minutes: PositiveFloat | None = None  # of `make repro` from nothing, on two cores
     seed: int = Field(ge=0, lt=2**32)
-    inputs: str  # a local file or folder whose change makes the data and the teacher stages look again
+    inputs: str  # a local file or folder: when it changes, the stages that read it look again
     teacher: TeacherSettings
     data: ShapesData | PictureData = Field(discriminator="kind")
     trajectories: Trajectories

@@ -55,7 +55,8 @@ def load_clip(source: str, prefix: str = "", device: torch.device | str = "cpu")
     """The model of a CLIP score.
 
     source: a folder in open_clip's format, absolute or within the repository, whose model takes pixels in [-1, 1]; or
-    open_clip's "architecture/weights", such as "ViT-g-14/laion2b_s12b_b42k", whose prefix is "A photo depicts ".
+    open_clip's "architecture/weights", such as "ViT-g-14/laion2b_s12b_b42k". prefix: put before each caption; GigaGAN's
+    is "A photo depicts ".
     """
     import open_clip
 

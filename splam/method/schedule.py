@@ -51,11 +51,11 @@ class Schedule:
         return Schedule(self.alphas.to(device), self.sigmas.to(device))
 
 
-def ddim_grid(length: int = 1000, steps: int = GRID_STEPS) -> Tensor:
-    """The solver's times t_i = (T / steps)(i + 1) - 1, ascending: 19, 39, ..., 999 for 50 of 1000."""
-    if length % steps:
-        raise ValueError(f"{steps} grid steps do not divide the schedule's {length} times")
-    return torch.arange(1, steps + 1) * (length // steps) - 1
+def ddim_grid(length: int = 1000) -> Tensor:
+    """The solver's times t_i = (T / 50)(i + 1) - 1, ascending: 19, 39, ..., 999 for T = 1000."""
+    if length % GRID_STEPS:
+        raise ValueError(f"{GRID_STEPS} grid steps do not divide the schedule's {length} times")
+    return torch.arange(1, GRID_STEPS + 1) * (length // GRID_STEPS) - 1
 
 
 def path_starts(skip: int, short_ends: str, length: int = 1000) -> Tensor:

@@ -311,7 +311,7 @@ def tiny_text_encoder(tokens: int = TINY_TOKENS):
 
 
 def tiny_scheduler(prediction_type: str = "v_prediction"):
-    """Stable Diffusion's noise schedule as a DDIMScheduler; its README says why the tiny UNet predicts v."""
+    """Stable Diffusion's noise schedule as a DDIMScheduler; models/tiny/world.py says why the UNet predicts v."""
     from diffusers import DDIMScheduler
 
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}

@@ -16,7 +16,7 @@ from splam.report.rules import BELOW, FAILS, FID_UNIT, HOLDS, REAL, TEACHER, Par
 
 VERDICTS = {HOLDS: "better", FAILS: "worse"}
 FIDS = {REAL: "fid", TEACHER: "fid_teacher"}
-COLUMNS = ("study", "run", "factor", "value", "reference", "reference_value", "steps", "fid_of", "fid", "reference_fid")
+COLUMNS = ("study", "run", "factor", "reference", "value", "reference_value", "steps", "fid_of", "fid", "reference_fid")
 
 
 def differences(params: Params, run: str, reference: str) -> dict[str, tuple[Any, Any]]:

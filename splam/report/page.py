@@ -194,15 +194,16 @@ def finding(report: Report) -> tuple[str, str]:
         if len(steps := ours.index.intersection(theirs.index)):
             values = (listed([tables.written(measure, value) for value in means[steps]]) for means in (ours, theirs))
             said = sentence.format(listed([f"{n:g}" for n in steps[:-1]] + [steps_text(steps[-1])]), *values)
-            return said, f"{' and '.join(map(_setting, sides))} at w = {sides[0]['guidance_scale'].iloc[0]:g}."
+            return said, f"{' and '.join(map(_setting, sides))}."
     return "Nothing has been measured yet.", ""
 
 
 def _setting(side: pd.DataFrame) -> str:
-    """'SPLAM (k = 100 with ME, scaled input)'."""
+    """'SPLAM (k = 100 with ME, scaled input, w = 3)'."""
     row = side.iloc[0]
     path = f"k = {row['skip']:g}" + " with ME" * bool(row["multiple_estimation"] and row["skip"] > 20)
-    return f"{row['method'].removesuffix(' (fix w)')} ({', '.join(filter(None, [path, row['variant']]))})"
+    w = f"w = {row['guidance_scale']:g}"
+    return f"{row['method'].removesuffix(' (fix w)')} ({', '.join(filter(None, [path, row['variant'], w]))})"
 
 
 def listed(words: list[str]) -> str:

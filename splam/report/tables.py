@@ -1,7 +1,7 @@
 """Tables 1 and 2: selections of measured rows (tables.yaml) beside the paper's numbers (paper/*.csv).
 
 A row's `source` is "measured", "cited" (only the paper has a number) or "not measured" (its cells are empty). Every
-table has its floors: what the metrics give for real images, for reconstructions, and for other images' captions.
+table has its floors: what the metrics give for real images, reconstructions and, in Table 1, other images' captions.
 """
 
 import itertools
@@ -32,8 +32,9 @@ def lines_of(table: dict[str, Any], rows: pd.DataFrame, pipelines: Collection[st
                 entry = {"variant": list(dict.fromkeys([*always, *measured])), **entry}
             if entry.get("dataset", dataset) == dataset:
                 yield from expand({"dataset": dataset, **scale, **entry})
-        for row in where(rows, system=tuple(pipelines), dataset=dataset).to_dict("records"):
-            yield {key: row[key] for key in ("method", "steps", "dataset", "system", "guidance_scale")}
+        theirs = where(rows, system=tuple(pipelines), dataset=dataset)
+        keys = ["method", "steps", "dataset", "system", "guidance_scale"]
+        yield from theirs[keys].drop_duplicates().to_dict("records")  # a row a seed
         yield from ({"method": floor, "dataset": dataset} for floor in table["floors"])
 
 
@@ -120,7 +121,7 @@ def lay_out(table: pd.DataFrame, steps: tuple[int, ...] = ()) -> tuple[list[dict
             groups.append({"test": test, "measure": measure, "main": main})
             values = rows.get(measure, pd.Series(math.nan, rows.index)).mask(apart)
             column = [rows["dataset"], *([rows["steps"]] if steps else [])]
-            rows[f"{measure}_best"] = values == values.groupby(column).transform(best or "size")
+            rows[f"{measure}_best"] = values == values.groupby(column).transform(best) if best else False
     return groups, rows
 
 

@@ -10,8 +10,8 @@ from tests.distill.builders import cached_run
 ROWS = torch.arange(5)
 
 
-def batch(cache, run, teacher, iteration=3, share=0, shares=1):
-    return CachedPaths(cache, run, teacher).batch(iteration, share, shares)
+def batch(cache, run, teacher, share=0, shares=1):
+    return CachedPaths(cache, run, teacher).batch(3, share, shares)
 
 
 def solved(cache, teacher, w, skip, solver_skip):

@@ -40,8 +40,8 @@ def rows(fids: dict[str, list[float]]) -> pd.DataFrame:
     return pd.DataFrame(found).reindex(columns=list(COLUMNS))
 
 
-def row(table: pd.DataFrame, run: str, steps: int = 4, fid_of: str = REAL) -> pd.Series:
-    return where(table, run=run, steps=steps, fid_of=fid_of).iloc[0]
+def row(table: pd.DataFrame, run: str, fid_of: str = REAL) -> pd.Series:
+    return where(table, run=run, steps=4, fid_of=fid_of).iloc[0]
 
 
 def test_factors_are_found_by_comparing_the_runs():

@@ -92,7 +92,7 @@ def test_summary_says_what_was_found_and_names_every_verdict(report):
     shares = r"\d+%, \d+% and \d+%"
     said = rf"In 1, 2 and 4 steps SPLAM closes {shares} of the gap .* teacher, LCM {gap:.0%}, \d+% and \d+%\."
     assert re.fullmatch(said, finding(seen)[0])
-    assert finding(seen)[1] == "SPLAM (k = 100 with ME, scaled input) and LCM (k = 20) at w = 3."
+    assert finding(seen)[1] == "SPLAM (k = 100 with ME, scaled input, w = 3) and LCM (k = 20, w = 3)."
     no_gap = dataclasses.replace(seen.metrics, rows=rows.assign(gap_closed=float("nan")))
     assert finding(dataclasses.replace(seen, metrics=no_gap))[0].startswith("In 1, 2 and 4 steps SPLAM has an FID of ")
 
