@@ -157,7 +157,7 @@ def places(parts: pd.DataFrame) -> list[dict[str, Any]]:
 def notebooks_to_html(executed: Path, out: Path) -> None:
     """Write each notebook of a folder as out/STEM.html, and out/index.html that lists them.
 
-    They open without a network: nbconvert's lab template without its scripts, formulas as MathML.
+    They open without a network: nbconvert's lab template without what it loads from one, formulas as MathML.
     """
     from latex2mathml.converter import convert
     from nbconvert import HTMLExporter
