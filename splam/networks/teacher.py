@@ -140,15 +140,12 @@ class Teacher:
         return network
 
     @torch.no_grad()
-    def outputs(self, z: Tensor, t: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
-        """The UNet's raw conditional and unconditional outputs, from one batch."""
-        both = torch.cat([captions, self.empty.expand_as(captions)])
-        return self.call(self.unet, torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
-
     def epsilons(self, z: Tensor, t: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
-        """The conditional and unconditional noise in z (n, c, h, w) at times t (n,)."""
+        """The conditional and unconditional noise in z (n, c, h, w) at times t (n,), from one batch."""
+        both = torch.cat([captions, self.empty.expand_as(captions)])
+        outputs = self.call(self.unet, torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
         level = self.schedule.alpha(t), self.schedule.sigma(t), self.prediction_type
-        return tuple(to_epsilon(output, z, *level) for output in self.outputs(z, t, captions))
+        return tuple(to_epsilon(output, z, *level) for output in outputs)
 
     def guided(self, captions: Tensor, guidance_scale: float | Tensor) -> Epsilon:
         """(z, t) to the guided noise; guidance_scale: w, a number or (n, 1, 1, 1)."""

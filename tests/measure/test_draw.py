@@ -6,7 +6,6 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from splam.data.images import resize
-from splam.measure import draw
 from splam.measure.draw import baseline_draw, baseline_scheduler, in_batches, student_draw
 from splam.method.sampling import draw_noise, generators
 from splam.method.schedule import Schedule
@@ -31,8 +30,16 @@ def test_a_baseline_is_the_stock_pipeline(teacher, guidance_scale):
 
 
 def test_no_guidance_asks_the_network_for_captions_alone(teacher, monkeypatch):
-    monkeypatch.setattr(type(teacher), "outputs", None)  # a call would fail
-    assert baseline_draw(teacher, "ddim", 1.0)(CAPTIONS, SEEDS, 1).shape == (3, 32, 32, 3)
+    seen, forward = [], teacher.unet.forward
+
+    def counted(z, *given, **named):
+        seen.append(len(z))
+        return forward(z, *given, **named)
+
+    monkeypatch.setattr(teacher.unet, "forward", counted)
+    for w in (1.0, 3.0):
+        baseline_draw(teacher, "ddim", w)(CAPTIONS, SEEDS, 1)
+    assert seen == [3, 6]
 
 
 def test_the_undistilled_network_is_drawn_from_as_a_student(teacher):
@@ -68,8 +75,11 @@ def test_every_scheduler_finds_a_single_point(name):
 
     for steps in (1, 4):
         scheduler = baseline_scheduler(name, dict(tiny_scheduler("epsilon").config))
-        z = draw.sample_scheduler(scheduler, exact, draw_noise(generators([0]), (1, 4, 4)), steps)
+        scheduler.set_timesteps(steps)
         assert int(scheduler.timesteps[0]) == 999  # full noise at the start
+        z = draw_noise(generators([0]), (1, 4, 4))
+        for t in scheduler.timesteps:
+            z = scheduler.step(exact(z, t.view(1)), t, z).prev_sample
         assert (z - 0.5).abs().max() < 0.15, (name, steps)
 
 
