@@ -199,8 +199,8 @@ def default_device() -> torch.device:
     return torch.device(gpu if torch.cuda.is_available() else "cpu")
 
 
-def open_pipeline(source: str | Path, dtype: torch.dtype = torch.float32):
-    """The stock pipeline of a folder or hub id, without safety checker.
+def open_pipeline(source: str | Path, dtype: torch.dtype = torch.float32, **parts: nn.Module):
+    """The stock pipeline of a folder or hub id, without safety checker; parts: given in place of its own.
 
     Raises OSError or ValueError for what cannot be read, or lacks weights.
     """
@@ -208,7 +208,7 @@ def open_pipeline(source: str | Path, dtype: torch.dtype = torch.float32):
 
     check_source(source)
     try:
-        pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, **UNCHECKED)
+        pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, **UNCHECKED, **parts)
     except OSError:
         raise
     except Exception as error:  # transformers and its tokenizers raise what they meet, and name no file
