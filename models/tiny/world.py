@@ -260,7 +260,8 @@ def train_clip(recipe: Recipe) -> None:
     clip, folder = fit_further(clip, loss, recipe, "clip"), OUT / "clip"
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in clip.state_dict().items()}, folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}, indent=2) + "\n")
+    whole = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}  # pixels in [-1, 1]
+    (folder / "open_clip_config.json").write_text(json.dumps(whole, indent=2) + "\n")
 
 
 def alike(train: shapes.Split, together: int = 16) -> Callable[[int, torch.Generator], Tensor]:
