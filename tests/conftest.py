@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from splam.method.schedule import Schedule
-from splam.networks.teacher import Teacher, assemble_tiny, load_teacher, tiny_scheduler
+from splam.networks.teacher import TINY_MODELS, Teacher, assemble_teacher, load_teacher
 from tests.standins.sd import write_coco, write_laion
 
 
 @pytest.fixture
 def schedule() -> Schedule:
     """Stable Diffusion's schedule in float64."""
-    return Schedule.from_alphas_cumprod(tiny_scheduler().alphas_cumprod.double())
+    scheduler = DDIMScheduler.from_pretrained(TINY_MODELS / "scheduler")
+    return Schedule.from_alphas_cumprod(scheduler.alphas_cumprod.double())
 
 
 @pytest.fixture
@@ -31,9 +33,7 @@ def generator() -> torch.Generator:
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory) -> Path:
     """A diffusers pipeline with random weights, of the tiny world's classes: 32-pixel images, latents (4, 8, 8)."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    models, folder = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("teacher") / "pipeline"
+    folder = tmp_path_factory.mktemp("teacher") / "pipeline"
     torch.manual_seed(0)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -56,9 +56,7 @@ def teacher_folder(tmp_path_factory) -> Path:
         attention_head_dim=8,
         norm_num_groups=4,
     )
-    for name, model in {"vae": vae, "unet": unet}.items():
-        model.save_pretrained(models / name)
-    assemble_tiny(folder, models=models)
+    assemble_teacher("tiny", folder, vae=vae, unet=unet)
     return folder
 
 

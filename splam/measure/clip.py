@@ -60,9 +60,7 @@ def load_clip(source: str, prefix: str = "", device: torch.device | str = "cpu")
     architecture, _, weights = source.partition("/")
     if (ROOT / source).is_dir():
         architecture, weights = f"local-dir:{ROOT / source}", None
-    quick = open_clip.get_pretrained_cfg(architecture, weights).get(
-        "quick_gelu", False
-    )  # OpenAI's; else a mere warning
+    quick = open_clip.get_pretrained_cfg(architecture, weights).get("quick_gelu", False)  # OpenAI's: else a warning
     options = {"device": device, "require_pretrained": True, "force_quick_gelu": quick}
     model, _, preprocess = open_clip.create_model_and_transforms(architecture, weights, **options)
     label = "tiny, in-domain" if source == TINY_CLIP else source

@@ -10,10 +10,11 @@ from splam.measure.draw import baseline_draw, baseline_scheduler, in_batches, st
 from splam.method.sampling import draw_noise, generators
 from splam.method.schedule import Schedule
 from splam.networks.pipelines import draw_images
-from splam.networks.teacher import tiny_scheduler
+from splam.networks.teacher import TINY_MODELS
 from tests.runs import small_run
 
 CAPTIONS, SEEDS = ["a red dog", "a cat on a blue background", ""], [3, 4, 5]
+TINY = DDIMScheduler.from_pretrained(TINY_MODELS / "scheduler")
 
 
 def apart(a, b) -> int:
@@ -68,13 +69,13 @@ def test_images_do_not_depend_on_their_batch(teacher, params):
 @pytest.mark.parametrize("name", ["ddim", "dpmsolver", "dpmsolver++", "unipc"])
 def test_every_scheduler_finds_a_single_point(name):
     """With exact noise of one-point data, any solver ends at the point, whatever its number of steps."""
-    schedule = Schedule.from_alphas_cumprod(tiny_scheduler().alphas_cumprod)
+    schedule = Schedule.from_alphas_cumprod(TINY.alphas_cumprod)
 
     def exact(z, t):
         return (z - schedule.alpha(t) * 0.5) / schedule.sigma(t)
 
     for steps in (1, 4):
-        scheduler = baseline_scheduler(name, dict(tiny_scheduler("epsilon").config))
+        scheduler = baseline_scheduler(name, dict(TINY.config) | {"prediction_type": "epsilon"})
         scheduler.set_timesteps(steps)
         assert int(scheduler.timesteps[0]) == 999  # full noise at the start
         z = draw_noise(generators([0]), (1, 4, 4))
@@ -84,7 +85,7 @@ def test_every_scheduler_finds_a_single_point(name):
 
 
 def test_a_scheduler_keeps_the_teachers_betas_and_ends_at_alpha_0():
-    config = dict(tiny_scheduler().config) | {"beta_start": 0.001}
+    config = dict(TINY.config) | {"beta_start": 0.001}
     scheduler = baseline_scheduler("ddim", config)
     assert isinstance(scheduler, DDIMScheduler) and not scheduler.config.set_alpha_to_one
     assert scheduler.config.beta_start == 0.001 and scheduler.config.prediction_type == "v_prediction"
