@@ -4,6 +4,7 @@ All systems draw the same captions from the same seeds, so that differences betw
 """
 
 from collections.abc import Callable
+from copy import copy
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def student_draw(teacher: Teacher, unet: nn.Module, run: Run) -> Draw:
 
 
 def baseline_draw(teacher: Teacher, sampler: str, guidance_scale: float) -> Draw:
-    """The undistilled teacher by the stock pipeline and a scheduler of diffusers, with guidance.
+    """The undistilled teacher by the stock pipeline and a scheduler of diffusers, with guidance of w >= 1.
 
     Sampler "consistency" draws with its network as if that were a student. Without guidance (w = 1) a network is called
     once a step.
@@ -43,7 +44,9 @@ def baseline_draw(teacher: Teacher, sampler: str, guidance_scale: float) -> Draw
     if sampler == "consistency":
         return _consistency_draw(teacher, teacher.network if guidance_scale == 1 else guided)
 
-    parts = teacher.vae, teacher.text_encoder, teacher.tokenizer, teacher.unet
+    unet = copy(teacher.unet)
+    unet.forward = teacher.autocast()(unet.forward)  # the network alone: a scheduler's arithmetic stays float32
+    parts = teacher.vae, teacher.text_encoder, teacher.tokenizer, unet
     pipeline = StableDiffusionPipeline(*parts, None, None, None, requires_safety_checker=False)
     pipeline.scheduler = baseline_scheduler(sampler, teacher.scheduler_config)
     pipeline.set_progress_bar_config(disable=True)
@@ -52,9 +55,7 @@ def baseline_draw(teacher: Teacher, sampler: str, guidance_scale: float) -> Draw
         embeddings = teacher.embed(captions)
         how = {"prompt_embeds": embeddings, "negative_prompt_embeds": teacher.empty.expand_as(embeddings)}
         how |= {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
-        with teacher.autocast():
-            latents = pipeline(**how, generator=generators(seeds)).images
-        return teacher.decode(latents).numpy()
+        return teacher.decode(pipeline(**how, generator=generators(seeds)).images).numpy()
 
     return draw
 
