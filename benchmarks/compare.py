@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from splam.config import ROOT, Params, parse
-from splam.networks.teacher import Teacher, assemble_tiny, load_teacher
+from splam.networks.teacher import Teacher, assemble_teacher, load_teacher
 from splam.profile import compose
 from splam.report.made import commit, machine
 
@@ -90,7 +90,7 @@ def write(name: str, rows: Sequence[Row], folder: Path = FOLDER) -> None:
 def tiny_teacher() -> Teacher:
     """The shipped tiny models, as the teacher stage assembles them."""
     if not (SCRATCH / "teacher/model_index.json").is_file():
-        assemble_tiny(SCRATCH / "teacher")
+        assemble_teacher("tiny", SCRATCH / "teacher")
     return load_teacher(SCRATCH / "teacher")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate.utils.memory import clear_device_cache
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.compare import CAPTION, CPU, FOLDER, PROVENANCE, Row, in_turn, profile, write
@@ -21,7 +21,7 @@ from benchmarks.training import RIVALS, a_run, online, step_rows
 from splam.config import Run
 from splam.distill.loop import Distillation
 from splam.method.schedule import Schedule
-from splam.networks.teacher import Teacher, float32_output, tiny_scheduler, tiny_text_encoder
+from splam.networks.teacher import TINY_MODELS, Teacher, float32_output, tiny_text_encoder
 
 STEPS = 20  # timed, of each row
 CHOICES = False, True  # whether to compile, and to checkpoint gradients
@@ -39,9 +39,9 @@ def random_teacher(device: str) -> Teacher:
         vae, text = AutoencoderKL(**VAE), CLIPTextModel(CLIPTextConfig(**TEXT))
     for part in (unet, vae, text):
         part.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-    tokenizer, _ = tiny_text_encoder(77)
-    schedule = Schedule.from_alphas_cumprod(tiny_scheduler().alphas_cumprod).to(device)
-    return Teacher(unet, vae, text, tokenizer, schedule, dict(tiny_scheduler().config), Path(), bf16=True)
+    (tokenizer, _), scheduler = tiny_text_encoder(77), DDIMScheduler.from_pretrained(TINY_MODELS / "scheduler")
+    schedule = Schedule.from_alphas_cumprod(scheduler.alphas_cumprod).to(device)
+    return Teacher(unet, vae, text, tokenizer, schedule, dict(scheduler.config), Path(), bf16=True)
 
 
 def measure(run: Run, teacher: Teacher) -> Row:

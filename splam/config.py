@@ -16,6 +16,7 @@ Dataset = Literal["unseen", "unseen-small", "seen"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # of a stage, a file and a folder
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(ge=1)]  # w, as diffusers guides: 1 is no guidance
 
 
 class ParamsError(ValueError):
@@ -83,7 +84,7 @@ class PictureData(Strict):
 class Trajectories(Strict):
     """Teacher trajectories, computed once for each guidance scale and shared by all runs."""
 
-    guidance_scales: list[float]
+    guidance_scales: list[Scale]
     draws: PositiveInt  # (image, caption, t, noise)
     steps: PositiveInt  # guided DDIM steps of k_phi along each draw
     solver_skip: PositiveInt = 20  # k_phi
@@ -161,8 +162,8 @@ class Baseline(Strict):
     method: Text  # the name of its rows in the tables
     sampler: Literal["ddim", "dpmsolver", "dpmsolver++", "unipc", "consistency"]
     steps: list[PositiveInt]
-    guidance_scales: list[float]  # and whose teacher each is compared with
-    drawn_at: float | None = None  # the w that all of them are drawn at in place of their own; 1 is no guidance
+    guidance_scales: list[Scale]  # and whose teacher each is compared with
+    drawn_at: Scale | None = None  # the w that all of them are drawn at in place of their own
     datasets: list[Dataset] = ["unseen"]
     other_noise: bool = False  # the teacher's second draw, the floor of what its students can reach
 

@@ -128,13 +128,10 @@ def normalise(executed: Any) -> Any:
 
 def load_ipython_extension(shell: Any) -> None:
     """Called in the kernel: it ends with its stage, and shows a matplotlib Figure without importing matplotlib."""
+    from IPython.core.pylabtools import print_figure
+
     _die_with_parent(signal.SIGKILL, int(os.environ["JPY_PARENT_PID"]))
-
-    def png(figure: Any) -> str:
-        from IPython.core.pylabtools import print_figure
-
-        return print_figure(figure, fmt="png", base64=True)
-
+    png = partial(print_figure, fmt="png", base64=True)
     shell.display_formatter.formatters["image/png"].for_type_by_name("matplotlib.figure", "Figure", png)
 
 

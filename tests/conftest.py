@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from splam.method.schedule import Schedule
-from splam.networks.teacher import Teacher, assemble_tiny, load_teacher, tiny_scheduler
-from tests.standins.sd import TINY, write_coco, write_laion, write_networks
+from splam.networks.teacher import TINY_MODELS, Teacher, assemble_teacher, load_teacher
+from tests.standins.sd import TINY, networks, write_coco, write_laion
 
 
 @pytest.fixture
 def schedule() -> Schedule:
     """Stable Diffusion's schedule in float64."""
-    return Schedule.from_alphas_cumprod(tiny_scheduler().alphas_cumprod.double())
+    scheduler = DDIMScheduler.from_pretrained(TINY_MODELS / "scheduler")
+    return Schedule.from_alphas_cumprod(scheduler.alphas_cumprod.double())
 
 
 @pytest.fixture
@@ -31,11 +33,9 @@ def generator() -> torch.Generator:
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory) -> Path:
     """A diffusers pipeline with random weights, of the tiny world's classes: 32-pixel images, latents (4, 8, 8)."""
-    models, folder = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("teacher") / "pipeline"
-    shutil.copytree(TINY, models, dirs_exist_ok=True)
+    folder = tmp_path_factory.mktemp("teacher") / "pipeline"
     torch.manual_seed(0)
-    write_networks(models)
-    assemble_tiny(folder, models=models)
+    assemble_teacher("tiny", folder, **networks(TINY))
     return folder
 
 

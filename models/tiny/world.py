@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 import yaml
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -28,7 +28,7 @@ from splam.data import shapes
 from splam.data.images import to_pixels
 from splam.distill import checkpoints
 from splam.method.schedule import Schedule
-from splam.networks.teacher import embed_captions, tiny_scheduler, tiny_text_encoder
+from splam.networks.teacher import TINY_MODELS, embed_captions, tiny_text_encoder
 
 PARAMS = ROOT / "models/tiny/params.yaml"
 OUT, SCRATCH = ROOT / "build/world", ROOT / "build/scratch/world"
@@ -202,7 +202,7 @@ def train_unet(recipe: Recipe) -> None:
     train = pictures()
     latents, (unique, index) = encode_split(vae, train), caption_table(train)
     embeddings = embed_captions(*tiny_text_encoder(), unique).half()
-    schedule = Schedule.from_alphas_cumprod(tiny_scheduler().alphas_cumprod)
+    schedule = Schedule.from_alphas_cumprod(DDIMScheduler.from_pretrained(TINY_MODELS / "scheduler").alphas_cumprod)
 
     def loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(train), (recipe.batch_size,), generator=generator)
@@ -260,7 +260,8 @@ def train_clip(recipe: Recipe) -> None:
     clip, folder = fit_further(clip, loss, recipe, "clip"), OUT / "clip"
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in clip.state_dict().items()}, folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}, indent=2) + "\n")
+    whole = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}  # pixels in [-1, 1]
+    (folder / "open_clip_config.json").write_text(json.dumps(whole, indent=2) + "\n")
 
 
 def alike(train: shapes.Split, together: int = 16) -> Callable[[int, torch.Generator], Tensor]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,6 @@ from splam.config import ROOT, Evaluation
 from splam.measure.fid import BATCH, check_images
 
 TINY_CLIP = "models/tiny/clip"
-CENTRED = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}  # pixels in [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -54,20 +52,16 @@ def load_scorers(evaluation: Evaluation, device: torch.device | str = "cpu") -> 
 def load_clip(source: str, prefix: str = "", device: torch.device | str = "cpu") -> ClipScorer:
     """The model of a CLIP score.
 
-    source: a folder in open_clip's format, absolute or within the repository, whose model takes pixels in [-1, 1]; or
-    open_clip's "architecture/weights", such as "ViT-g-14/laion2b_s12b_b42k". prefix: put before each caption; GigaGAN's
-    is "A photo depicts ".
+    source: a folder in open_clip's format, absolute or within the repository; or open_clip's "architecture/weights",
+    such as "ViT-g-14/laion2b_s12b_b42k". prefix: put before each caption; GigaGAN's is "A photo depicts ".
     """
     import open_clip
 
     architecture, _, weights = source.partition("/")
-    options: dict[str, Any] = {"device": device, "require_pretrained": True}
     if (ROOT / source).is_dir():
         architecture, weights = f"local-dir:{ROOT / source}", None
-        options |= CENTRED
-    else:
-        quick = open_clip.get_pretrained_cfg(architecture, weights).get("quick_gelu")  # OpenAI's: else only a warning
-        options["force_quick_gelu"] = bool(quick)
+    quick = open_clip.get_pretrained_cfg(architecture, weights).get("quick_gelu", False)  # OpenAI's: else a warning
+    options = {"device": device, "require_pretrained": True, "force_quick_gelu": quick}
     model, _, preprocess = open_clip.create_model_and_transforms(architecture, weights, **options)
     label = "tiny, in-domain" if source == TINY_CLIP else source
     name = f"CLIP score ({label}{f', {prefix.strip()!r} before captions' if prefix else ''})"

@@ -4,6 +4,7 @@ All systems draw the same captions from the same seeds, so that differences betw
 """
 
 from collections.abc import Callable
+from copy import copy
 
 import numpy as np
 import torch
@@ -13,8 +14,7 @@ from tqdm import tqdm
 from splam.config import Params, Run
 from splam.data.images import resize
 from splam.method.loss import Network
-from splam.method.sampling import draw_noise, generators, sample_consistency
-from splam.method.solver import guided_epsilon
+from splam.method.sampling import generators, sample_consistency
 from splam.networks.student import published_network
 from splam.networks.teacher import Teacher, kept_noise
 
@@ -30,11 +30,12 @@ def student_draw(teacher: Teacher, unet: nn.Module, run: Run) -> Draw:
 
 
 def baseline_draw(teacher: Teacher, sampler: str, guidance_scale: float) -> Draw:
-    """The undistilled teacher by a scheduler of diffusers, with guidance.
+    """The undistilled teacher by the stock pipeline and a scheduler of diffusers, with guidance of w >= 1.
 
     Sampler "consistency" draws with its network as if that were a student. Without guidance (w = 1) a network is called
     once a step.
     """
+    from diffusers import StableDiffusionPipeline
 
     def guided(captions: Tensor) -> Network:
         epsilon = teacher.guided(captions, guidance_scale)
@@ -43,18 +44,18 @@ def baseline_draw(teacher: Teacher, sampler: str, guidance_scale: float) -> Draw
     if sampler == "consistency":
         return _consistency_draw(teacher, teacher.network if guidance_scale == 1 else guided)
 
-    @torch.no_grad()
+    unet = copy(teacher.unet)
+    unet.forward = teacher.autocast()(unet.forward)  # the network alone: a scheduler's arithmetic stays float32
+    parts = teacher.vae, teacher.text_encoder, teacher.tokenizer, unet
+    pipeline = StableDiffusionPipeline(*parts, None, None, None, requires_safety_checker=False)
+    pipeline.scheduler = baseline_scheduler(sampler, teacher.scheduler_config)
+    pipeline.set_progress_bar_config(disable=True)
+
     def draw(captions: list[str], seeds: list[int], steps: int) -> np.ndarray:
-        scheduler = baseline_scheduler(sampler, teacher.scheduler_config)
-        noise = draw_noise(generators(seeds), teacher.latent_shape, teacher.device)
         embeddings = teacher.embed(captions)
-
-        def output(z: Tensor, t: Tensor) -> Tensor:
-            if guidance_scale == 1:  # no guidance: the unconditional half would count for nothing
-                return teacher.call(teacher.unet, z, t, embeddings)
-            return guided_epsilon(*teacher.outputs(z, t, embeddings), guidance_scale)
-
-        return teacher.decode(sample_scheduler(scheduler, output, noise, steps)).numpy()
+        how = {"prompt_embeds": embeddings, "negative_prompt_embeds": teacher.empty.expand_as(embeddings)}
+        how |= {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
+        return teacher.decode(pipeline(**how, generator=generators(seeds)).images).numpy()
 
     return draw
 
@@ -107,13 +108,3 @@ def baseline_scheduler(name: str, config: dict):
     if name == "unipc":
         return UniPCMultistepScheduler(**kept, final_sigmas_type="sigma_min")
     return DPMSolverMultistepScheduler(**kept, algorithm_type=name, final_sigmas_type="sigma_min")
-
-
-def sample_scheduler(scheduler, output: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:
-    """Clean latents (n, c, h, w) from standard normal noise, by a scheduler; output: (z, t) to a UNet's raw output."""
-    z = noise * scheduler.init_noise_sigma
-    scheduler.set_timesteps(steps, device=noise.device)
-    for time in scheduler.timesteps:
-        t = torch.full((len(z),), int(time), device=z.device)
-        z = scheduler.step(output(scheduler.scale_model_input(z, time), t), time, z).prev_sample
-    return z

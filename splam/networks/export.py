@@ -1,8 +1,6 @@
 """Students written as stock pipelines and LoRA files, their model cards, and the authors' released weights read."""
 
 import copy
-import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -10,7 +8,7 @@ from torch import nn
 
 from splam.config import Run
 from splam.networks.student import COND_PROJ, guidance_embedding, unet_like
-from splam.networks.teacher import student_scheduler
+from splam.networks.teacher import open_pipeline, student_scheduler
 
 
 def published_unet(student: nn.Module, run: Run) -> nn.Module:
@@ -28,17 +26,9 @@ def published_unet(student: nn.Module, run: Run) -> nn.Module:
 
 def export_pipeline(unet: nn.Module, teacher_folder: Path, out: Path) -> None:
     """Write a student as a folder that stock diffusers opens: the teacher's, with this UNet and LCMScheduler."""
-    from diffusers import DDIMScheduler
-
-    left_out = shutil.ignore_patterns("unet", "scheduler", "safety_checker", "README.md", ".*")
-    shutil.copytree(teacher_folder, out, ignore=left_out, dirs_exist_ok=True)
-    unet.save_pretrained(out / "unet")
-    config = DDIMScheduler.load_config(teacher_folder, subfolder="scheduler")
-    student_scheduler(config).save_pretrained(out / "scheduler")
-    index = json.loads((out / "model_index.json").read_text())
-    index |= {"scheduler": ["diffusers", "LCMScheduler"]}
-    index |= {"safety_checker": [None, None], "requires_safety_checker": False}
-    (out / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    pipeline = open_pipeline(teacher_folder, unet=unet)
+    pipeline.scheduler = student_scheduler(pipeline.scheduler.config)
+    pipeline.save_pretrained(out)
 
 
 def save_lora(student: nn.Module, folder: Path) -> None:

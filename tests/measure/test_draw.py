@@ -6,15 +6,15 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from splam.data.images import resize
-from splam.measure import draw
 from splam.measure.draw import baseline_draw, baseline_scheduler, in_batches, student_draw
 from splam.method.sampling import draw_noise, generators
 from splam.method.schedule import Schedule
 from splam.networks.pipelines import draw_images
-from splam.networks.teacher import tiny_scheduler
+from splam.networks.teacher import TINY_MODELS
 from tests.runs import small_run
 
 CAPTIONS, SEEDS = ["a red dog", "a cat on a blue background", ""], [3, 4, 5]
+TINY = DDIMScheduler.from_pretrained(TINY_MODELS / "scheduler")
 
 
 def apart(a, b) -> int:
@@ -31,8 +31,16 @@ def test_a_baseline_is_the_stock_pipeline(teacher, guidance_scale):
 
 
 def test_no_guidance_asks_the_network_for_captions_alone(teacher, monkeypatch):
-    monkeypatch.setattr(type(teacher), "outputs", None)  # a call would fail
-    assert baseline_draw(teacher, "ddim", 1.0)(CAPTIONS, SEEDS, 1).shape == (3, 32, 32, 3)
+    seen, forward = [], teacher.unet.forward
+
+    def counted(z, *given, **named):
+        seen.append(len(z))
+        return forward(z, *given, **named)
+
+    monkeypatch.setattr(teacher.unet, "forward", counted)
+    for w in (1.0, 3.0):
+        baseline_draw(teacher, "ddim", w)(CAPTIONS, SEEDS, 1)
+    assert seen == [3, 6]
 
 
 def test_the_undistilled_network_is_drawn_from_as_a_student(teacher):
@@ -61,20 +69,23 @@ def test_images_do_not_depend_on_their_batch(teacher, params):
 @pytest.mark.parametrize("name", ["ddim", "dpmsolver", "dpmsolver++", "unipc"])
 def test_every_scheduler_finds_a_single_point(name):
     """With exact noise of one-point data, any solver ends at the point, whatever its number of steps."""
-    schedule = Schedule.from_alphas_cumprod(tiny_scheduler().alphas_cumprod)
+    schedule = Schedule.from_alphas_cumprod(TINY.alphas_cumprod)
 
     def exact(z, t):
         return (z - schedule.alpha(t) * 0.5) / schedule.sigma(t)
 
     for steps in (1, 4):
-        scheduler = baseline_scheduler(name, dict(tiny_scheduler("epsilon").config))
-        z = draw.sample_scheduler(scheduler, exact, draw_noise(generators([0]), (1, 4, 4)), steps)
+        scheduler = baseline_scheduler(name, dict(TINY.config) | {"prediction_type": "epsilon"})
+        scheduler.set_timesteps(steps)
         assert int(scheduler.timesteps[0]) == 999  # full noise at the start
+        z = draw_noise(generators([0]), (1, 4, 4))
+        for t in scheduler.timesteps:
+            z = scheduler.step(exact(z, t.view(1)), t, z).prev_sample
         assert (z - 0.5).abs().max() < 0.15, (name, steps)
 
 
 def test_a_scheduler_keeps_the_teachers_betas_and_ends_at_alpha_0():
-    config = dict(tiny_scheduler().config) | {"beta_start": 0.001}
+    config = dict(TINY.config) | {"beta_start": 0.001}
     scheduler = baseline_scheduler("ddim", config)
     assert isinstance(scheduler, DDIMScheduler) and not scheduler.config.set_alpha_to_one
     assert scheduler.config.beta_start == 0.001 and scheduler.config.prediction_type == "v_prediction"

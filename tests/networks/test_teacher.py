@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from splam.method.schedule import to_epsilon
 from splam.networks.teacher import check_teacher, embed_captions, load_teacher
 from tests.networks.conftest import changed, stock_pipeline
 
@@ -51,15 +52,19 @@ def test_guided_outputs_are_the_stock_pipelines(any_teacher, monkeypatch):
     stock(PROMPTS, num_inference_steps=2, guidance_scale=5.0, generator=torch.Generator().manual_seed(0))
     z, time, expected = seen[0]
     unconditional, conditional = expected.chunk(2)
-    ours = any_teacher.outputs(z[:2], torch.full((2,), int(time)), any_teacher.embed(PROMPTS))
-    torch.testing.assert_close(ours, (conditional, unconditional), rtol=1e-4, atol=1e-5)
+    z, t, schedule = z[:2], torch.full((2,), int(time)), any_teacher.schedule
+    ours = any_teacher.epsilons(z, t, any_teacher.embed(PROMPTS))
+    level = schedule.alpha(t), schedule.sigma(t), any_teacher.prediction_type
+    theirs = tuple(to_epsilon(output, z, *level) for output in (conditional, unconditional))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_is_for_the_unets_calls_alone_and_not_for_what_comes_out(teacher, generator):
     """An output rounded to bfloat16 would be an error of 0.024 RMS in x_0 at t = 999; images are those of float32."""
     half = dataclasses.replace(teacher, bf16=True)
     z, captions = torch.randn(2, *teacher.latent_shape, generator=generator), teacher.embed(PROMPTS)
-    expected, ours = teacher.outputs(z, T, captions)[0], half.outputs(z, T, captions)[0]
+    with torch.no_grad():
+        expected, ours = (each.call(each.unet, z, T, captions) for each in (teacher, half))
     assert ours.dtype == torch.float32 and 0 < (ours - expected).abs().max() < 0.1
     assert not torch.equal(ours, ours.bfloat16().float())
     assert torch.equal(half.embed(PROMPTS), captions) and torch.equal(half.decode(z), teacher.decode(z))

@@ -99,15 +99,16 @@ def write_pipeline(folder: Path) -> None:
         torch.manual_seed(0)
         encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
         encoder.save_pretrained(folder / "text_encoder")
-        write_networks(folder)
+        for name, network in networks(folder).items():
+            network.save_pretrained(folder / name)
 
 
-def write_networks(folder: Path) -> None:
-    """Write random weights beside folder/unet/config.json and folder/vae/config.json."""
+def networks(folder: Path) -> dict[str, torch.nn.Module]:
+    """UNet and autoencoder with random weights, by folder/unet/config.json and folder/vae/config.json."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    for kind, name in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae")):
-        kind.from_config(kind.load_config(folder / name)).save_pretrained(folder / name)
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    return {name: kind.from_config(kind.load_config(folder / name)) for name, kind in kinds.items()}
 
 
 def main() -> None:
