@@ -82,6 +82,7 @@ def test_a_profile_is_written_and_read_again(tmp_path, monkeypatch, capsys):
         ("description=${", "overrides description=.*: no viable alternative at input"),
         ("training=3", "training = 3: Input should be a valid dictionary"),
         ("trajectories.guidance_scales=[3, 8.0]", "guidance_scales names files: write 8.0 as 8"),
+        ("baselines.ddim.guidance_scales=[0.5]", "ddim.guidance_scales.0 = 0.5: .*greater than or equal to 1"),
         ("training.learning_rate=.inf", "training.learning_rate = inf: .*finite"),
         ("seed=18446744073709551616", "seed = 18446744073709551616: .*less than 4294967296"),
         ("inputs=~/data", "inputs: neither ~ nor file: is read.*: write the path out"),

@@ -48,7 +48,7 @@ def baseline_draw(teacher: Teacher, sampler: str, guidance_scale: float) -> Draw
     unet.forward = teacher.autocast()(unet.forward)  # the network alone: a scheduler's arithmetic stays float32
     parts = teacher.vae, teacher.text_encoder, teacher.tokenizer, unet
     pipeline = StableDiffusionPipeline(*parts, None, None, None, requires_safety_checker=False)
-    pipeline.scheduler = baseline_scheduler(sampler, teacher.scheduler_config)
+    pipeline.scheduler = baseline_scheduler(sampler, teacher.scheduler_config)  # given above, it would be changed
     pipeline.set_progress_bar_config(disable=True)
 
     def draw(captions: list[str], seeds: list[int], steps: int) -> np.ndarray:
