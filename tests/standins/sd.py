@@ -21,12 +21,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tokenizers.pre_tokenizers import ByteLevel
 
 from splam.data import shapes
 
-IMAGE_SIZE = 64  # pixels of the pipeline; latents are 8x8, as the autoencoder's four levels make them
-TOKENS, START, END = 77, "<|startoftext|>", "<|endoftext|>"  # of CLIP's text encoder
+# Stable Diffusion 1.5's files but for the weights, its networks about a tenth as wide, of 64-pixel images; its
+# tokenizer knows all bytes, within a word and at its end: CLIP's vocabulary without a merge.
+CONFIGS = Path(__file__).with_name("pipeline")
 SHARDS, SAMPLES = 3, 24  # LAION: shards, and samples in each
 BROKEN, CAPTIONLESS = (1, 5), (2, 7)  # (shard, sample) with a cut JPEG, and with an empty caption
 COCO = {"val2014": (40, "COCO_val2014_{:012d}.jpg"), "val2017": (20, "{:012d}.jpg")}  # images, and their files' names
@@ -93,67 +93,17 @@ def write_coco(folder: Path) -> None:
 
 def write_pipeline(folder: Path) -> None:
     """Write a StableDiffusionPipeline folder with the files of Stable Diffusion 1.5 and random weights."""
-    from diffusers import PNDMScheduler, StableDiffusionPipeline
-    from transformers import CLIPTokenizer
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    write_tokenizer(folder / "tokenizer")
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": PNDMScheduler}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        parts = {"text_encoder": text_encoder(), "unet": unet(), "vae": autoencoder()}
-    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    scheduler = PNDMScheduler(**betas, set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1)  # what 1.5 ships
-    unchecked = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    StableDiffusionPipeline(**parts, tokenizer=tokenizer, scheduler=scheduler, **unchecked).save_pretrained(folder)
-    config = folder / "scheduler" / "scheduler_config.json"  # 1.5's also holds a key that PNDM itself does not know
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"clip_sample": False}, indent=2) + "\n")
-
-
-def unet():
-    """Stable Diffusion 1.5's UNet, whose blocks and heads are diffusers' defaults, a tenth as wide."""
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(IMAGE_SIZE // 8, block_out_channels=(32, 64, 64, 64), cross_attention_dim=64)
-
-
-def autoencoder():
-    """Stable Diffusion's autoencoder, an eighth as wide: four levels, which makes a latent of every 8x8 pixels."""
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        sample_size=IMAGE_SIZE,
-        block_out_channels=(32, 32, 64, 64),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-    )
-
-
-def text_encoder():
-    """CLIP's text encoder as in Stable Diffusion 1.5, with 2 layers of width 64."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
-    start, end = (vocabulary()[token] for token in (START, END))
-    ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end, "vocab_size": len(vocabulary())}
-    return CLIPTextModel(CLIPTextConfig(**sizes, **ids, projection_dim=64, max_position_embeddings=TOKENS)).eval()
-
-
-def vocabulary() -> dict[str, int]:
-    """All bytes, within a word and at its end: CLIP's vocabulary without a merge."""
-    letters = sorted(ByteLevel.alphabet())
-    return {word: i for i, word in enumerate([*letters, *(f"{letter}</w>" for letter in letters), START, END])}
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Write CLIP's tokenizer files with a vocabulary of bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokens = {"bos_token": START, **dict.fromkeys(("eos_token", "pad_token", "unk_token"), END)}
-    settings = {**tokens, "model_max_length": TOKENS, "do_lower_case": True, "tokenizer_class": "CLIPTokenizer"}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary()))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "special_tokens_map.json").write_text(json.dumps(tokens))
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        parts = {"text_encoder": CLIPTextModel(CLIPTextConfig.from_pretrained(CONFIGS / "text_encoder"))}
+        parts |= {name: kind.from_config(kind.load_config(CONFIGS / name)) for name, kind in kinds.items()}
+    parts |= {"tokenizer": CLIPTokenizer.from_pretrained(CONFIGS / "tokenizer"), "feature_extractor": None}
+    StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False).save_pretrained(folder)
+    shutil.copytree(CONFIGS, folder, dirs_exist_ok=True)  # as stored: not as the installed libraries write them
 
 
 def main() -> None:
