@@ -48,11 +48,6 @@ def teacher(source: Path | str, *overrides: str) -> list[Line]:
     return [preflight.teacher(parse(compose("smoke", [f"teacher.source={source}", *overrides]), ""))[0]]
 
 
-def test_a_teacher_that_is_nowhere_names_its_download(nothing):
-    (text,) = problems(teacher("stable-diffusion-v1-5/stable-diffusion-v1-5"))
-    assert "nor in the hub's local cache: python -c " in text and ".download('stable-diffusion-v1-5/" in text
-
-
 def test_a_teacher_is_opened_as_the_stage_opens_it(sd):
     assert not problems(teacher(sd)) and not problems(teacher("tiny"))
     weights = sd / "unet/diffusion_pytorch_model.safetensors"
@@ -83,16 +78,10 @@ def test_every_bad_shard_is_listed_with_the_remedy(laion_folder, tmp_path):
         for member in source:
             if member.name.endswith(".jpg"):
                 file.addfile(member, source.extractfile(member))
-    with tarfile.open(tmp_path / "hollow.tar", "w"):
-        pass
     lines = laion(f"{tmp_path}/*.tar")
     text = "\n".join(problems(lines))
-    for name, reason in {
-        "page": "holds no samples: download it again",
-        "uncaptioned": "its first samples are of no use: 4 samples, 4 missing captions",
-        "hollow": "holds no samples",
-    }.items():
-        assert re.search(f"{name}.tar.*{reason}", text), text
+    assert re.search("page.tar.* holds no samples: download it again", text)
+    assert re.search("uncaptioned.tar.* first samples are of no use: 4 samples, 4 missing captions", text)
     assert "matches no file: correct the pattern" in problems(laion(f"{tmp_path}/gone-{{0..4}}.tar"))[0]
     assert "good.tar" not in text and [mark for mark, line in lines if line.startswith("1 shards")] == [OK]
 
@@ -113,12 +102,6 @@ def coco(folder: Path, **lists) -> list[Line]:
     return list(preflight.coco(CocoData(folder=str(folder), **lists), {"coco30k": 30, "coco5k": 20}))
 
 
-def test_coco_that_is_not_there_names_its_archives(tmp_path):
-    first, second = problems(coco(tmp_path))
-    assert f"wget -P {tmp_path} http://images.cocodataset.org/zips/val2014.zip http://images" in first
-    assert "annotations_trainval2017.zip" in second
-
-
 def test_caption_lists_that_are_short_or_of_another_set(coco_folder, tmp_path):
     assert [mark for mark, _ in coco(coco_folder)] == [OK, NOTE] * 2  # a draw, for want of a list
     number = next(iter(load_coco(coco_folder, "val2014").images))
@@ -127,13 +110,6 @@ def test_caption_lists_that_are_short_or_of_another_set(coco_folder, tmp_path):
     lists = {"captions_30k": str(tmp_path / "short.csv"), "captions_5k": str(tmp_path / "other.csv")}
     short, other = problems(coco(coco_folder, **lists))
     assert "has 1 captions, 30 are drawn: give a longer list" in short and "of no image of val2017" in other
-
-
-def test_networks_that_are_missing_say_where_they_come_from(nothing):
-    inception, clip = preflight.features("inception"), preflight.clip("ViT-g-14/laion2b_s12b_b42k", "evaluation.clip")
-    assert "curl -L --create-dirs -o" in inception[1] and "inception-2015-12-05.pt" in inception[1]
-    assert clip[0] == PROBLEM and "open_clip.create_model('ViT-g-14', 'laion2b_s12b_b42k')" in clip[1]
-    assert "or name another" in preflight.clip("ViT-g-14/laion3b", "evaluation.clip")[1]
 
 
 def test_what_the_machine_lacks(monkeypatch, teacher_folder):
@@ -146,9 +122,16 @@ def test_what_the_machine_lacks(monkeypatch, teacher_folder):
     assert "make room" in problems(preflight.machine(params, pipeline))[0]
 
 
+NETWORKS = (
+    "the FID's network .*: curl -L --create-dirs -o .*inception-2015-12-05.pt",
+    r"ViT-L-14/openai: .*open_clip.create_model\('ViT-L-14', 'openai'\).*, or name another",
+)
 MISSING = {
-    "sd15-w3": ("the teacher", "data.shards", "val2014", "val2017", "the FID's network", "ViT-g-14", "ViT-L-14"),
-    "sd15-night": ("/model: .*put it there", "own/pictures holds no", "the FID's network", "ViT-L-14"),
+    "sd15-w3": (
+        r"the teacher, .* nor in the hub's local cache: python -c .*\.download\('stable-diffusion-v1-5/",
+        *("data.shards", r"wget .*/val2014.zip .*/annotations_trainval2014.zip", "val2017", "ViT-g-14", *NETWORKS),
+    ),
+    "sd15-night": ("/model: .*put it there", "own/pictures holds no", *NETWORKS),
 }
 
 

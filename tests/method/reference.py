@@ -13,16 +13,16 @@ def random_network(seed: int, size: int, facts: int):
 
 
 def loss(student, target, teacher, samples, settings) -> float:
-    """Eq. 17 over samples (z_t, t, gamma). student, target: (z, sigma, t, gamma); teacher: (z, t, 1 with a caption).
+    """Eq. 17 over samples (z_t, t, gamma, w). student, target: (z, sigma, t, gamma); teacher: (z, t, 1 with a caption).
 
-    settings: alpha and sigma (T,), skip, solver_skip, guidance_scale, sigma_form and distance.
+    settings: alpha and sigma (T,), skip, solver_skip, sigma_form, distance and huber_c.
     """
     return float(np.mean([_distance(*_sides(student, target, teacher, *s, settings), settings) for s in samples]))
 
 
-def _sides(student, target, teacher, z_t, t, gamma, settings):
+def _sides(student, target, teacher, z_t, t, gamma, w, settings):
     alpha, sigma, s = settings.alpha, settings.sigma, max(t - settings.skip, 0)
-    z_s = _solve(teacher, z_t, t, s, settings)
+    z_s = _solve(teacher, z_t, t, s, w, settings)
     ratio = alpha[t] / alpha[s]
     z = (1 - gamma) * ratio * z_s + gamma * z_t
     level = (1 - gamma) * ratio * sigma[s] + gamma * sigma[t]
@@ -32,9 +32,8 @@ def _sides(student, target, teacher, z_t, t, gamma, settings):
     return ours, _output(z_s, (z_s - sigma[s] * target(z_s, sigma[s], s, 1.0)) / alpha[s], s)
 
 
-def _solve(teacher, z, t, s, settings):
+def _solve(teacher, z, t, s, w, settings):
     """Eq. 18 as printed: the increments of DDIM with and without the caption, weighted by w and 1 - w."""
-    w = settings.guidance_scale
     while t > s:
         u = max(t - settings.solver_skip, 0)
         increments = []
@@ -55,6 +54,6 @@ def _distance(a, b, settings):
     if settings.distance == "l2":
         return np.mean(d**2)
     if settings.distance == "huber":
-        return np.mean(np.sqrt(d**2 + 1e-6) - 1e-3)
+        return np.mean(np.sqrt(d**2 + settings.huber_c**2) - settings.huber_c)
     c = 0.00054 * math.sqrt(d.size)
     return math.sqrt(np.sum(d**2) + c**2) - c

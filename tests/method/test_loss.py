@@ -32,22 +32,22 @@ def batched(function):
 @pytest.mark.parametrize(("skip", "solver_skip"), [(20, 20), (100, 20), (100, 100)])
 def test_an_independent_implementation_agrees(schedule, straight, distance, sigma_form, skip, solver_skip):
     """Random networks for teacher, student and target, at 0 < gamma < 1, with paths that are shortened at 0."""
-    z_t, t, w = straight[0].z_t, straight[0].t, 3.0
+    z_t, t, w = straight[0].z_t, straight[0].t, torch.tensor([1.0, 0.0, 3.0, 8.0, 2.0, 3.0], dtype=torch.float64)
     student, target = (reference.random_network(seed, 32, 3) for seed in (0, 1))
     teacher = reference.random_network(2, 32, 2)
 
     def epsilon(z, time):
         both = (batched(lambda x, u, c=c: teacher(x, u / 1000, c))(z, time) for c in (1, 0))
-        return guided_epsilon(*both, w)
+        return guided_epsilon(*both, w.view(-1, 1, 1, 1))
 
     path = sub_path(epsilon, z_t, t, skip, solver_skip, schedule)
     students = [lambda x, level, u, g, f=f: f(x, level, u / 1000, g) for f in (student, target)]
-    objective = loss.Objective(schedule, sigma_form, distance)
+    objective = loss.Objective(schedule, sigma_form, distance, huber_c=0.1)
     ours = loss.distillation_loss(*map(batched, students), path, GAMMA, objective)
     alpha = schedule.alphas.numpy()
     settings = SimpleNamespace(alpha=alpha, sigma=(1 - alpha**2) ** 0.5, skip=skip, solver_skip=solver_skip)
-    vars(settings).update(guidance_scale=w, sigma_form=sigma_form, distance=distance)
-    samples = zip(z_t.numpy(), t.tolist(), GAMMA.tolist(), strict=True)
+    vars(settings).update(sigma_form=sigma_form, distance=distance, huber_c=0.1)
+    samples = zip(z_t.numpy(), t.tolist(), GAMMA.tolist(), w.tolist(), strict=True)
     wanted = reference.loss(*students, lambda x, u, c: teacher(x, u / 1000, c), samples, settings)
     assert float(ours) == pytest.approx(wanted, rel=1e-10)
 
@@ -92,13 +92,6 @@ def test_gamma_one_is_latent_consistency_distillation(schedule, straight, schedu
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
 
 
-def test_gradient_goes_to_the_student_alone(schedule, straight):
-    weight, target = (torch.ones((), dtype=torch.float64, requires_grad=True) for _ in range(2))
-    networks = (lambda z, sigma, t, gamma, w=w: w * z for w in (weight, target))
-    loss.distillation_loss(*networks, straight[0], GAMMA, loss.Objective(schedule)).backward()
-    assert weight.grad.abs() > 0 and target.grad is None
-
-
 @pytest.mark.parametrize(("law", "power"), [((1.0, 1.0), 1.0), ((2.0, 1.0), 0.5)])
 def test_gamma_draws(law, power):
     """Beta(2, 1) is the square root of a uniform number; laws and shares of ones leave the uniform numbers paired."""
@@ -106,14 +99,6 @@ def test_gamma_draws(law, power):
     gamma = loss.draw_gamma(20_000, 0.25, torch.Generator().manual_seed(0), law)
     assert (gamma == 1).double().mean() == pytest.approx(0.25, abs=0.01)
     torch.testing.assert_close(gamma[gamma < 1], uniform[gamma < 1] ** power, rtol=1e-5, atol=1e-6)
-
-
-def test_distances_by_hand():
-    a, b = torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.zeros(2, 2)
-    assert loss.distance(a, b, "l2", 0).tolist() == pytest.approx([12.5, 0.5])
-    assert loss.distance(a, b, "huber", 1.0)[0] == pytest.approx((10**0.5 - 1 + 17**0.5 - 1) / 2)
-    c = 0.00054 * 2**0.5
-    assert loss.distance(a, b, "pseudo_huber", 0)[0] == pytest.approx((25 + c**2) ** 0.5 - c)
 
 
 def test_the_target_is_the_average_of_what_is_trained():

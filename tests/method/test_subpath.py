@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from diffusers import LCMScheduler
 
 from splam.method import subpath
 from splam.method.schedule import path_end
@@ -11,20 +10,6 @@ from splam.method.subpath import SubPath, sub_path_point
 
 def same(value: float, count: int = 6) -> torch.Tensor:
     return torch.full((count,), value, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("form", ["linear", "markov"])
-def test_the_sub_path_and_its_ends(schedule, straight, form):
-    """gamma = 1 is z_t itself; gamma = 0 is r z_s, with r's share of its noise; between them lies a straight line."""
-    path, _, _ = straight
-    z, sigma = sub_path_point(path, same(1.0), schedule, form)
-    assert torch.equal(z, path.z_t)
-    torch.testing.assert_close(sigma, schedule.sigma(path.t))
-    z, sigma = sub_path_point(path, same(0.0), schedule, form)
-    ratio = schedule.alpha(path.t) / schedule.alpha(path.s)
-    assert torch.equal(z, ratio * path.z_s)
-    torch.testing.assert_close(sigma, ratio * schedule.sigma(path.s))
-    torch.testing.assert_close(sub_path_point(path, same(0.5), schedule, form)[0], (path.z_t + z) / 2)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 0.8, 1.0])
@@ -50,13 +35,6 @@ def test_boundary_condition(generator):
     """F(z, 0) = z exactly, whatever the network says (Eq. 16)."""
     z, x0 = torch.randn(2, 3, 2, 4, 4, generator=generator)
     assert torch.equal(subpath.consistency_output(z, x0, torch.zeros(3, dtype=torch.long)), z)
-
-
-@pytest.mark.parametrize("t", [0, 1, 19, 999])
-def test_boundary_scalings_are_lcms(t):
-    wanted = LCMScheduler().get_scalings_for_boundary_condition_discrete(torch.tensor(t))
-    found = subpath.boundary_scalings(torch.tensor([t]))
-    assert [float(f) for f in found] == pytest.approx([float(w) for w in wanted], rel=1e-6)
 
 
 def test_gamma_embedding_vanishes_at_one_and_is_continuous():
