@@ -37,13 +37,6 @@ def parts(claim: str, metrics: Metrics, **frames: pd.DataFrame) -> list[Part]:
     return parts_of(CLAIMS[claim], dataclasses.replace(metrics, **frames), "scaled input")
 
 
-def test_t_interval_of_known_numbers():
-    assert Part("", "", (1.0, 2.0, 3.0), BELOW).bounds == pytest.approx(
-        (2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)), rel=1e-6
-    )
-    assert all(map(math.isnan, Part("", "", (1.0,), BELOW).bounds))
-
-
 @pytest.mark.parametrize(
     ("values", "accept", "how", "verdict"),
     [
@@ -51,9 +44,6 @@ def test_t_interval_of_known_numbers():
         ((0.10, 0.11, 0.12), BELOW, {}, FAILS),
         ((-0.10, 0.11, 0.02), BELOW, {}, NOISE),
         ((-0.10, -0.11), BELOW, {}, FEW_SEEDS),
-        ((-0.10, -0.11, -0.12), BELOW, {"controls": ("Undistilled",)}, CANNOT_TELL),
-        ((), BELOW, {}, MISSING),
-        ((0.05, 0.06, 0.055), (-0.04, 0.04), {}, FAILS),
         ((0.0, 0.025, 0.05), (-0.08, 0.08), {}, NOISE),
         ((0.0, 0.025, 0.05), (-0.08, 0.08), {"level": 0.90}, HOLDS),  # equivalence: the narrower interval
         ((0.8, 1.0, 1.0), ABOVE, {"p": (0.01, 0.99)}, HOLDS),
@@ -76,18 +66,12 @@ def test_a_claim_needs_each_of_its_parts():
     assert rules.decisive([good, missing, bad]).verdict == FAILS
 
 
-def test_the_ratio_is_the_geometric_mean_over_seeds(empty):
-    part = parts("C1", empty, rows=runs({"LCM (fix w)": [100.0, 200.0], "SPLAM": [80.0, 180.0]}))[2]
-    assert math.exp(part.estimate) == pytest.approx(math.sqrt(0.8 * 0.9))
-    assert str(part).startswith("SPLAM / LCM (fix w), 4 steps, w = 8, unseen: ratio of FID 0.849 [")
-
-
 def test_a_student_is_compared_with_the_teacher_of_its_own_seed(empty):
     rows = [runs({"Teacher": [100.0, 50.0]}, 50, skip=math.nan), runs({"SPLAM": [80.0, 45.0, 1.0]}, skip=100)]
     rows[1] = rows[1].assign(multiple_estimation=True)
     part = parts("C8", empty, rows=pd.concat(rows))[1]
     assert part.values == pytest.approx((math.log(0.8), math.log(0.9)))
-    assert part.label == "SPLAM / Teacher, 4 / 50 steps, w = 8, unseen"
+    assert str(part).startswith("SPLAM / Teacher, 4 / 50 steps, w = 8, unseen: ratio of FID 0.849 [")
     assert part.accept == pytest.approx((-math.inf, math.log(1.026)))
 
 
@@ -168,7 +152,8 @@ def test_c11_reports_k_200_without_judging_it(empty):
     rows = [runs({"SPLAM": values}, w=3, skip=k).assign(multiple_estimation=True) for k, values in fids.items()]
     near, far = parts("C11", empty, rows=pd.concat(rows))
     assert near.level == 0.90 and near.accept == pytest.approx((-math.log(1.1), math.log(1.1)))
-    assert rules.decisive([near, far]).verdict == HOLDS and "ratio of FID 3.0" in str(far)
+    assert rules.decisive([near, far]).verdict == HOLDS
+    assert str(far).startswith("SPLAM k = 200 + ME / SPLAM k = 20, 4 steps, w = 3, unseen: ratio of FID 3.0")
     assert len(parts("C11", empty, rows=pd.concat(rows[:2]))) == 1
 
 

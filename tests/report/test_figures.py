@@ -91,12 +91,6 @@ def test_a_caption_is_text_whatever_is_in_it(tmp_path):
     assert figure.axes[0].get_ylabel().replace("\n", " ") == caption
 
 
-def test_a_name_is_text_whatever_is_in_it(metrics, points, tmp_path):
-    figure = plot("figure2c", points["figure2c"].assign(series="Ours ($5_{) and $6"), metrics)
-    figures.save(figure, tmp_path / "one.png")
-    assert legend(figure.axes[0]) == {"Ours ($5_{) and $6"}
-
-
 def test_a_sheet_has_every_image_where_the_page_looks_for_it(tmp_path):
     path, out = tmp_path / "one.npz", tmp_path / "one.webp"
     images = np.random.default_rng(0).integers(0, 256, (3, 2, 8, 8, 3), dtype=np.uint8)

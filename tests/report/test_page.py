@@ -15,6 +15,7 @@ from splam.report.figures import FIGURES
 from splam.report.metrics import where
 from splam.report.page import build, finding, glance, notebooks_to_html, summary, tally, write_files, write_page
 from splam.report.rules import FEW_SEEDS, MISSING
+from tests.runs import contents
 
 PLOTTED = ["along_gamma", "along_t", "figure2a", "figure2b", "figure2c", "figure3b"]
 
@@ -23,10 +24,6 @@ def named(page: Path, attribute: str, tag: str | bool = True) -> set[str]:
     """The values of an attribute in a page."""
     soup = BeautifulSoup(page.read_text(), "html.parser")
     return {found[attribute] for found in soup.find_all(tag, **{attribute: True})}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def test_everything_is_written(written):
