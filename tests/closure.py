@@ -2,23 +2,22 @@
 
 import ast
 import json
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 from splam.config import ROOT
 
 
-def imports(source: str) -> Iterator[str]:
-    """The modules of the package that Python source imports, wherever in it, by their full names."""
-    for node in ast.walk(ast.parse(source)):
+@cache
+def imports(path: Path) -> set[str]:
+    """The modules of the package that a file or notebook imports, wherever in it, by their full names."""
+    found = set()
+    for node in ast.walk(ast.parse(source_of(path))):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        yield from (name for name in names if name.startswith("splam.") and file_of(name))
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name.startswith("splam.") and file_of(name)}
 
 
 def file_of(module: str) -> Path | None:
@@ -35,18 +34,12 @@ def source_of(path: Path) -> str:
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
-@cache
-def imports_of(path: Path) -> set[str]:
-    """The modules of the package that a file or notebook imports."""
-    return set(imports(source_of(path)))
-
-
 def closure(path: Path) -> set[str]:
     """All modules of the package that a file or notebook reaches."""
     found: set[str] = set()
     waiting = [path]
     while waiting:
-        new = imports_of(waiting.pop()) - found
+        new = imports(waiting.pop()) - found
         found |= new
         waiting += [file_of(module) for module in new]
     return found

@@ -59,10 +59,7 @@ def test_a_profile_is_written_and_read_again(tmp_path, monkeypatch, capsys):
     ("override", "message"),
     [
         ("training.iteratoins=3", r"training: unknown key 'iteratoins'; did you mean 'iterations'\?"),
-        ("data.train_image=1", r"data.*: unknown key 'train_image'; did you mean 'train_images'\?"),
-        ("training.iterations=many", "training.iterations = 'many': .*integer"),
         ("training.ema_decay=1", "training.ema_decay = 1: .*less than 1"),
-        ("training.loss=null", "training.loss.*: .*[Ff]ield required"),
         ("training.condition_width=7", "training.condition_width = 7: .*multiple of 2"),
         ("data.kind=coco", "data.*'coco'.*'shapes', 'laion', 'folder'"),
         ("runs.splam-w3-k100-me.skip=50", "splam-w3-k100-me.skip = 50: .*multiple of trajectories.solver_skip"),
@@ -101,9 +98,8 @@ def test_pictures_come_from_what_their_kind_says():
 
 
 def test_all_mistakes_are_told_at_once():
-    with pytest.raises(ParamsError) as caught:
+    with pytest.raises(ParamsError, match="(?s)seed = 'x'.*teacher.dtype.*training.loss"):
         compose("smoke", ["training.loss=l3", "seed=x", "teacher.dtype=float16"])
-    assert all(key in str(caught.value) for key in ("training.loss", "seed", "teacher.dtype"))
 
 
 def test_paths_from_images_need_no_cache_of_their_guidance_scale_or_length():
@@ -119,7 +115,6 @@ def test_profiles_that_cannot_be_composed(conf):
         "extends: smoke": "extend each other: smoke -> tiny -> smoke",
         "- a": "tiny.yaml: not a mapping",
         "a: 1\na: 2": "tiny.yaml cannot be read: (.|\n)*duplicate key a\n.*line 2",
-        "a: {b: 1\nc: 2": "tiny.yaml cannot be read: (.|\n)*line 2",
         "a:\n\tb: 1": "tiny.yaml cannot be read: (.|\n)*cannot start any token\n.*line 2",
         "seed: 1\ndescription: caf\xe9": "tiny.yaml cannot be read: 'utf-8' codec",
     }.items():

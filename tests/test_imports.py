@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from splam.config import ROOT
-from tests.closure import imports, room, source_of
+from tests.closure import imports, room
 
 # What the modules of a room may import, beside the room itself.
 ALLOWED = {
@@ -30,7 +30,7 @@ def name(place: str) -> str:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_imports_what_its_room_may(path):
     own = name("/".join(path.relative_to(ROOT).parts[:2]))
-    used = {name(room(module)) for module in imports(source_of(path))} - {own}
+    used = {name(room(module)) for module in imports(path)} - {own}
     assert used <= ALLOWED.get(own, {*ALLOWED, "stage"})
 
 
