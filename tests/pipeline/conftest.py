@@ -17,34 +17,28 @@ from splam.profile import compose
 
 # What a stage would write: of a distillation its iterations, and everything after it follows from them.
 FAKE_STAGE = """
-import json, os, pathlib, sys, yaml
+import json, os, pathlib, yaml
 
 stage, params = os.environ["DVC_STAGE"], yaml.safe_load(open("params.yaml"))
-kind, _, key = stage.partition("@")
-training = params["training"] | params["runs"].get(key, {}).get("training", {})
-runs = pathlib.Path("build/runs")
-made = {run.name: int(run.read_text()) for run in sorted(runs.iterdir()) if runs.is_dir()} if runs.is_dir() else {}
-written = {"stage": stage, "profile": params["profile"], "made": made if kind in ("sample", "delta") else {}}
-for out in json.loads(pathlib.Path("outs.json").read_text())[stage]:
-    out = pathlib.Path(out)
+key = stage.partition("@")[2]
+run, training = pathlib.Path("build/runs", key), params["training"] | params["runs"].get(key, {}).get("training", {})
+table = "iteration,loss,skip,fid,t,delta_rms,clip_score\\n1,0.5,20,900.1,119,0.1,70.0\\n"
+for out in map(pathlib.Path, json.loads(pathlib.Path("outs.json").read_text())[stage]):
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".csv":
-        out.write_text("iteration,loss,skip,fid,t,delta_rms,clip_score\\n1,0.5,20,900.1,119,0.1,70.0\\n")
-    elif out.parts[:2] == ("build", "runs"):
+    if out.name == "figures":
+        out.mkdir(exist_ok=True)
+        for name in ("figure2a", "figure2b", "figure2c", "figure3b"):
+            (out / f"{name}.csv").write_text(table)
+    elif out.suffix == ".csv":
+        out.write_text(table)
+    elif out == run:
         out.write_text(str(training["iterations"]))
     elif out.parent.name == "distill":
         out.write_text(json.dumps({"iterations": training["iterations"]}))
     elif out.parent.name == "evaluate":
-        out.write_text(json.dumps({"unseen": {"fid_1": 1000.5 - made.get(key, 0), "clip_score_1": 70.25}}))
-    elif out.name in ("tables", "figures"):
-        out.mkdir(exist_ok=True)
-        for name in ("figure2a", "figure2b", "figure2c", "figure3b"):
-            (out / f"{name}.csv").write_text("iteration,skip,fid,t,delta_rms,clip_score\\n1,20,900.1,119,0.1,70.0\\n")
-    elif out.suffix in ("", ".html") and out.name in ("data", "teacher", "references"):
-        out.mkdir(exist_ok=True)
-        (out / "file").write_text(json.dumps(written))
+        out.write_text(json.dumps({"unseen": {"fid_1": 1000.5 - (int(run.read_text()) if run.is_file() else 0)}}))
     else:
-        out.write_text(json.dumps(written))
+        out.write_text(json.dumps({"stage": stage, "profile": params["profile"]}))
 """
 
 
