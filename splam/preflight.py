@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from splam.config import ROOT, CocoData, Params, PictureData, Pipeline, parse
-from splam.data.coco import SPLITS, coco_prompts, load_coco
+from splam.data.coco import SPLITS, read_coco
 from splam.data.images import DataError
 from splam.data.pictures import read_manifest, survey
 from splam.data.samples import Tally, opened
@@ -135,15 +135,15 @@ def coco(data: CocoData, wanted: dict[str, int]) -> Iterator[Line]:
     for name, split in SPLITS.items():
         key = f"data.coco.captions_{name.removeprefix('coco')}"
         try:
-            prompts = coco_prompts(found := load_coco(Path(data.folder), split), name, data)
+            found = read_coco(data, name)
         except DataError as error:
             yield PROBLEM, str(error)
             continue
         yield OK, f"{split}: {len(found.images):,} images"
-        if len(prompts.captions) < wanted[name]:
-            few = f"{len(prompts.captions):,} captions, {wanted[name]:,} are drawn"
-            yield PROBLEM, f"{prompts.protocol} has {few}: give a longer list in {key}"
-        elif prompts.protocol != name:
+        if len(found.captions) < wanted[name]:
+            few = f"{len(found.captions):,} captions, {wanted[name]:,} are drawn"
+            yield PROBLEM, f"{found.protocol} has {few}: give a longer list in {key}"
+        elif found.protocol != name:
             yield NOTE, f"{name}: a seeded draw, and results say so; for the published list of captions set {key}"
 
 

@@ -24,22 +24,17 @@ AGAIN = "run the data stage again (dvc repro data.dvc)"
 SHOWN = 10  # faults that the manifest lists
 
 
-def shares(settings: PictureData) -> dict[str, str]:
-    """The test sets of our own, and the share of the samples whose first ones each is."""
-    return {"seen": "held_out"} if settings.coco else {"unseen": "held_out", "seen": "training"}
-
-
 def survey(settings: PictureData, folder: Path) -> None:
     """Look at every sample once, and write where those of use lie (folder/samples.db), and a manifest.
 
-    Of all, the dimensions are read; the first 2 x settings.test_images of `shares` are decoded, so test sets are sound.
+    Of all, the dimensions are read; as many first ones of a share as are needed are decoded, so test sets are sound.
     Raises DataError beyond settings.max_broken_share, and if a share is too small.
     """
-    tally, count, tested = Tally(settings.max_broken_share), 2 * settings.test_images, {*shares(settings).values()}
+    tally, tested = Tally(settings.max_broken_share), 2 * settings.test_images
+    needed = {"training": 1 if settings.coco else tested, "held_out": tested}  # with COCO, no test set is of the first
     notes = sqlite3.connect("")  # a temporary file, until all is well
-    found = _note(settings, tally, dict.fromkeys(tested, count), notes)
-    wanted = dict.fromkeys(tested, count) | {"training": max(count if "training" in tested else 0, 1)}
-    for share, number in wanted.items():
+    found = _note(settings, tally, needed, notes)
+    for share, number in needed.items():
         if found[share] < number:
             more = "add pictures, lower data.test_images, or change data.held_out_share"
             worst = "".join(f"; {n} {kind} in {file}" for (kind, file), n in tally.faults.most_common(1))
@@ -53,17 +48,17 @@ def survey(settings: PictureData, folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def _note(settings: PictureData, tally: Tally, decoded: dict[str, int], notes: sqlite3.Connection) -> Counter[str]:
+def _note(settings: PictureData, tally: Tally, decoded: dict[str, int], notes: sqlite3.Connection) -> dict[str, int]:
     """Note the samples of use in a table for each share, and their files' sizes; returns how many each has.
 
     decoded: how many of a share's first ones are read as a whole.
     """
-    found = Counter(training=0, held_out=0)
+    found = dict.fromkeys(decoded, 0)
     for share in found:
         notes.execute(f"CREATE TABLE {share} (file TEXT, offset INTEGER, size INTEGER, caption TEXT)")
     for sample in tqdm(_everything(settings, tally), "samples", mininterval=2):
         share = "held_out" if is_held_out(sample.key, settings.held_out_share) else "training"
-        if opened(sample, int(found[share] < decoded.get(share, 0)), settings, tally) is not None:
+        if opened(sample, int(found[share] < decoded[share]), settings, tally) is not None:
             found[share] += 1
             row = sample.file, sample.offset, sample.size, sample.caption
             notes.execute(f"INSERT INTO {share} VALUES (?, ?, ?, ?)", row)
