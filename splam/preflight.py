@@ -20,7 +20,7 @@ from pathlib import Path
 from splam.config import ROOT, CocoData, Params, PictureData, Pipeline, parse
 from splam.data.coco import SPLITS, read_coco
 from splam.data.images import DataError
-from splam.data.pictures import read_manifest, survey
+from splam.data.pictures import survey
 from splam.data.samples import Tally, opened
 from splam.data.shards import expand_shards, read_shard
 from splam.distill.checkpoints import KEEP
@@ -124,8 +124,7 @@ def folder(data: PictureData) -> list[Line]:
 
     def load() -> str:
         with tempfile.TemporaryDirectory() as scratch:
-            survey(data, Path(scratch))
-            return read_manifest(Path(scratch))["read"]
+            return survey(data, Path(scratch))["read"]
 
     return [check(f"the pictures in {data.folder}", "docs/own-model.md says more", load)]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from splam.config import ROOT, PictureData
-from splam.data.images import DataError, SizeError, decode
+from splam.data.images import CENTRE, DataError, Place, SizeError, decode
 
 GRACE = 200  # samples by which a share is judged before so many have been read
 
@@ -62,26 +62,23 @@ def caption_text(content: bytes) -> str:
         return ""
 
 
-def opened(
-    sample: Sample, size: int, settings: PictureData, tally: Tally, place: tuple[float, float] = (0.5, 0.5)
-) -> np.ndarray | None:
-    """The picture, uint8 (size, size, 3), cropped at `place` (across, down); None if it is of no use: that is counted.
+def opened(sample: Sample, size: int, settings: PictureData, tally: Tally, place: Place = CENTRE) -> np.ndarray | None:
+    """The picture, uint8 (size, size, 3), cropped at `place`; None if it is of no use: that is counted.
 
     Of size 0 it is empty, and only its dimensions are read.
     """
     tally.samples += 1
     if not sample.size:
-        tally.problem("broken images", sample.file, f"{sample.key} has no image (.jpg, .png, .webp) beside it")
+        kind, reason = "broken images", "there is no image (.jpg, .png, .webp) beside it"
     elif not sample.caption:
-        tally.problem("missing captions", sample.file, f"{sample.key} has no caption in UTF-8 beside it")
+        kind, reason = "missing captions", "there is no caption in UTF-8 beside it"
     else:
         try:
             with (ROOT / sample.file).open("rb") as file:
                 file.seek(sample.offset)
                 return decode(file.read(sample.size), size, place, (settings.smallest_side, settings.largest_ratio))
-        except SizeError as error:
-            limits = f"data.smallest_side = {settings.smallest_side}, data.largest_ratio = {settings.largest_ratio:g}"
-            tally.problem("unfit sizes", sample.file, f"{sample.key}: {error}, beyond {limits}")
         except Exception as error:  # PIL's decoders raise whatever a broken file leads them to
-            tally.problem("broken images", sample.file, f"{sample.key}: {type(error).__name__}: {error}")
+            kind = "unfit sizes" if isinstance(error, SizeError) else "broken images"
+            reason = f"{type(error).__name__}: {error}"
+    tally.problem(kind, sample.file, f"{sample.key}: {reason}")
     return None

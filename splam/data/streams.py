@@ -33,11 +33,10 @@ def epoch_order(seed: int, epoch: int, pool: int) -> Tensor:
     return torch.randperm(pool, generator=iteration_generator(seed, -1 - epoch))
 
 
-def batch_rows(iteration: int, batch: int, pool: int, seed: int) -> Tensor:
-    """Rows of a pool for one global batch: without replacement until the pool is used up, then reshuffled."""
-    positions = torch.arange(iteration * batch, (iteration + 1) * batch)
-    rows = [epoch_order(seed, position // pool, pool)[position % pool] for position in positions.tolist()]
-    return torch.stack(rows)
+def batch_rows(number: int, batch: int, pool: int, seed: int) -> Tensor:
+    """Rows (batch,) of a pool, number after number: without replacement until it is used up, then reshuffled."""
+    positions = range(number * batch, (number + 1) * batch)
+    return torch.stack([epoch_order(seed, position // pool, pool)[position % pool] for position in positions])
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Stream:
         return iter(
             DataLoader(
                 self.samples,
-                batch_sampler=map(self._picks, itertools.count(start)),
+                batch_sampler=map(self._picks, itertools.count(start * self.ranks + self.rank, self.ranks)),
                 collate_fn=tuple,  # as it is
                 num_workers=self.workers,
                 multiprocessing_context="spawn" if self.workers else None,  # forking is not safe beside CUDA or threads
@@ -67,11 +66,10 @@ class Stream:
             )
         )
 
-    def _picks(self, number: int) -> list[tuple[int, str]]:
-        """The rows of a batch's share, and a seed for each."""
-        whole, first = self.batch_size * self.ranks, self.batch_size * self.rank
-        rows = batch_rows(number, whole, len(self.samples), self.seed)[first : first + self.batch_size].tolist()
-        return [(row, f"{self.seed}/{number * whole + first + i}") for i, row in enumerate(rows)]
+    def _picks(self, share: int) -> list[tuple[int, str]]:
+        """The rows of a share, batch number x ranks + rank, and a seed for each."""
+        rows = batch_rows(share, self.batch_size, len(self.samples), self.seed).tolist()
+        return [(row, f"{self.seed}/{share * self.batch_size + i}") for i, row in enumerate(rows)]
 
 
 def image_stream(

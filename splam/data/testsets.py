@@ -19,7 +19,7 @@ from splam.config import Params, PictureData, ShapesData
 from splam.data import shapes
 from splam.data.coco import SIZE, SPLITS, Coco, coco_image, read_coco
 from splam.data.images import DataError, batched, built, square
-from splam.data.pictures import Pictures, read_manifest, survey
+from splam.data.pictures import MANIFEST, Pictures, survey
 from splam.data.streams import image_stream
 
 Data = ShapesData | PictureData
@@ -139,7 +139,7 @@ def describe(data: Data, folder: Path) -> list[str]:
     if data.kind == "shapes":
         splits = {name: shapes.Split.load(folder / name) for name in shapes.SPLITS}
         return [f"{n}: {len(s):,} pictures, {len(set(s.captions())):,} full captions" for n, s in splits.items()]
-    facts = read_manifest(folder)
+    facts = json.loads(built(folder / MANIFEST).read_text())
     lines = [facts["read"], f"{facts['training']:,} samples to train on, {facts['held_out']:,} held out"]
     return lines + [f"{fault}, {number:,} times" for fault, number in facts["faults"].items()]
 

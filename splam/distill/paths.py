@@ -99,9 +99,9 @@ class CachedPaths:
     def batch(self, iteration: int, share: int, shares: int) -> Batch:
         """One share of the batch of one iteration, on the teacher's device."""
         run, cache, size = self.run, self.cache, self.run.training.batch_size
-        rows = self.pool[batch_rows(iteration, size * shares, len(self.pool), run.seed)]
-        gamma, scales = draw_conditions(run, size * shares, iteration_generator(run.seed, iteration))
-        rows, gamma, scales = (value[share * size : (share + 1) * size] for value in (rows, gamma, scales))
+        rows = self.pool[batch_rows(iteration * shares + share, size, len(self.pool), run.seed)]
+        drawn = draw_conditions(run, size * shares, iteration_generator(run.seed, iteration))
+        gamma, scales = (value[share * size : (share + 1) * size] for value in drawn)
         if run.multiple_estimation and run.skip > int(cache.solver_skip):
             path = cache.multiple_steps(rows, run.skip)
         else:
