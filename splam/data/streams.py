@@ -17,7 +17,7 @@ from splam.data import shapes
 from splam.data.latents import LatentStore
 from splam.data.pictures import Pictures
 
-Batch = tuple[Tensor, list[str] | Tensor]
+Samples = tuple[Tensor, list[str] | Tensor]
 """Pixels (n, 3, h, w) in [-1, 1] with n captions, or scaled latents (n, c, h, w) with embeddings (n, tokens, d)."""
 
 
@@ -53,7 +53,7 @@ class Stream:
     ranks: int = 1
     workers: int = 0
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
+    def batches(self, start: int = 0) -> Iterator[Samples]:
         """Batches from number `start` on."""
         return iter(
             DataLoader(
@@ -72,16 +72,12 @@ class Stream:
         return [(row, f"{self.seed}/{share * self.batch_size + i}") for i, row in enumerate(rows)]
 
 
-def image_stream(
-    data: ShapesData | PictureData, folder: Path, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
-) -> Stream:
-    """The training images of any kind of data for one of `ranks` processes; folder: what the data stage wrote.
+def training_images(data: ShapesData | PictureData, folder: Path) -> shapes.Split | Pictures:
+    """The training images of any kind of data; folder: what the data stage wrote.
 
     Raises DataError for pictures that have changed since.
     """
-    if data.kind == "shapes":
-        return Stream(shapes.Split.load(folder / "train"), batch_size, seed, rank, ranks)
-    return Stream(Pictures(data, folder, "training"), batch_size, seed, rank, ranks, data.workers)
+    return shapes.Split.load(folder / "train") if data.kind == "shapes" else Pictures(data, folder, "training")
 
 
 def training_facts(data: ShapesData | PictureData) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from splam.data import shapes
 from splam.data.coco import SIZE, SPLITS, Coco, coco_image, read_coco
 from splam.data.images import DataError, batched, built, square
 from splam.data.pictures import MANIFEST, Pictures, survey
-from splam.data.streams import image_stream
+from splam.data.streams import Stream, training_images
 
 Data = ShapesData | PictureData
 
@@ -149,5 +149,5 @@ def preview(data: Data, folder: Path, count: int, seed: int) -> tuple[np.ndarray
     if data.kind == "shapes":
         train = shapes.Split.load(folder / "train")[:count]
         return np.asarray(train.images), train.captions(np.arange(len(train)) % len(shapes.LEVELS))
-    pixels, captions = next(image_stream(data.model_copy(update={"workers": 0}), folder, count, seed).batches())
+    pixels, captions = next(Stream(training_images(data, folder), count, seed).batches())
     return np.rint((pixels.permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8), captions

@@ -11,7 +11,7 @@ from splam.data import testsets
 from splam.data.folder import read_folder
 from splam.data.images import DataError
 from splam.data.samples import is_held_out
-from splam.data.streams import image_stream
+from splam.data.streams import Stream, training_images
 from tests.data.conftest import encoded, take
 
 
@@ -126,7 +126,7 @@ def test_a_folder_is_trained_on_and_tested_with(settings, tmp_path):
     """Unseen are pictures that are held out, by their names' hashes; seen are pictures that are trained on."""
     out = tmp_path / "data"
     testsets.build(settings, out, seed=0)
-    stream = image_stream(settings, out, 4, seed=0)
+    stream = Stream(training_images(settings, out), 4, seed=0)
     trained = {caption for _, batch in take(stream, 60) for caption in batch}
     names = {f"picture {number}" for number in range(60) if number != 7 and not is_held_out(f"{number}.png", 0.4)}
     assert trained == names

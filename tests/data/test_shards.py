@@ -12,7 +12,7 @@ from splam.data.images import DataError, decode
 from splam.data.pictures import Pictures, survey
 from splam.data.samples import Tally, is_held_out
 from splam.data.shards import expand_shards, read_shard
-from splam.data.streams import image_stream
+from splam.data.streams import training_images
 from tests.data.conftest import encode, encoded, laion_settings, same, sample, surveyed, take, write_shard
 from tests.standins.sd import write_tar
 
@@ -163,11 +163,11 @@ def test_what_is_in_a_shard_twice_or_beside_it_is_counted(tmp_path):
 def test_files_that_changed_since_they_were_surveyed_are_an_error(tmp_path):
     settings = laion_settings(write_shard(tmp_path / "0.tar", {str(i): sample(i) for i in range(30)}))
     with pytest.raises(FileNotFoundError, match=r"samples.db: run the data stage \(dvc repro data.dvc\) first"):
-        image_stream(settings, tmp_path, 1, seed=0)
+        training_images(settings, tmp_path)
     surveyed(settings, tmp_path)
     write_shard(tmp_path / "0.tar", {str(i): sample(i) for i in range(60)})
     with pytest.raises(DataError, match=r"0.tar is gone or has changed \(1 such files\): run the data stage again"):
-        image_stream(settings, tmp_path, 1, seed=0)
+        training_images(settings, tmp_path)
 
 
 def test_shards_that_are_of_no_use_are_named(tmp_path, opened):
