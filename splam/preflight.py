@@ -21,7 +21,7 @@ from splam.config import ROOT, CocoData, Params, PictureData, Pipeline, parse
 from splam.data.coco import SPLITS, read_coco
 from splam.data.images import DataError
 from splam.data.pictures import survey
-from splam.data.samples import Tally, opened
+from splam.data.samples import Tally
 from splam.data.shards import expand_shards, read_shard
 from splam.distill.checkpoints import KEEP
 from splam.measure.clip import load_clip
@@ -113,8 +113,8 @@ def shards(data: PictureData) -> Iterator[Line]:
 
 def peek(shard: str, data: PictureData) -> None:
     """Raise DataError if none of the first samples of a shard can be trained on."""
-    tally = Tally(1.0)
-    first = [opened(sample, 8, data, tally) for sample in itertools.islice(read_shard(shard, tally), PEEK)]
+    tally = Tally(data.model_copy(update={"max_broken_share": 1.0}))
+    first = [tally.opened(sample, 8) for sample in itertools.islice(read_shard(shard, tally), PEEK)]
     if all(image is None for image in first):
         raise DataError(f"shard {shard}: its first samples are of no use: {tally}: take it out of data.shards")
 

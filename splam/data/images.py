@@ -1,8 +1,6 @@
 """From encoded files to square images: the same crop and resize for all real data."""
 
 import io
-import itertools
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -74,13 +72,6 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
     if images.shape[1:3] == (size, size):
         return images
     return np.stack([square(Image.fromarray(image), size) for image in images])
-
-
-def batched(images: Iterable[np.ndarray], batch_size: int = 250) -> Iterator[np.ndarray]:
-    """Single images uint8 (h, w, 3) stacked into batches of at most `batch_size`."""
-    source = iter(images)
-    while batch := list(itertools.islice(source, batch_size)):
-        yield np.stack(batch)
 
 
 def to_pixels(images: np.ndarray) -> Tensor:

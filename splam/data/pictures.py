@@ -16,7 +16,7 @@ from tqdm import tqdm
 from splam.config import ROOT, PictureData
 from splam.data.folder import read_folder
 from splam.data.images import CENTRE, DataError, Place, built, to_pixels
-from splam.data.samples import Sample, Tally, is_held_out, opened
+from splam.data.samples import Sample, Tally, is_held_out
 from splam.data.shards import expand_shards, read_shard
 
 MANIFEST, SAMPLES = "manifest.json", "samples.db"
@@ -29,10 +29,10 @@ def survey(settings: PictureData, folder: Path) -> dict[str, Any]:
     Of all, the dimensions are read; as many first ones of a share as are needed are decoded, so test sets are sound.
     Raises DataError beyond settings.max_broken_share, and if a share is too small.
     """
-    tally, tested = Tally(settings.max_broken_share), 2 * settings.test_images
+    tally, tested = Tally(settings), 2 * settings.test_images
     needed = {"training": 1 if settings.coco else tested, "held_out": tested}  # with COCO, no test set is of the first
     notes = sqlite3.connect("")  # a temporary file, until all is well
-    found = _note(settings, tally, needed, notes)
+    found = _note(tally, needed, notes)
     for share, number in needed.items():
         if found[share] < number:
             more = "add pictures, lower data.test_images, or change data.held_out_share"
@@ -48,7 +48,7 @@ def survey(settings: PictureData, folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _note(settings: PictureData, tally: Tally, decoded: dict[str, int], notes: sqlite3.Connection) -> dict[str, int]:
+def _note(tally: Tally, decoded: dict[str, int], notes: sqlite3.Connection) -> dict[str, int]:
     """Note the samples of use in a table for each share, and their files' sizes; returns how many each has.
 
     decoded: how many of a share's first ones are read as a whole.
@@ -56,9 +56,9 @@ def _note(settings: PictureData, tally: Tally, decoded: dict[str, int], notes: s
     found = dict.fromkeys(decoded, 0)
     for share in found:
         notes.execute(f"CREATE TABLE {share} (file TEXT, key TEXT, offset INTEGER, size INTEGER, caption TEXT)")
-    for sample in tqdm(_everything(settings, tally), "samples", mininterval=2):
-        share = "held_out" if is_held_out(sample.key, settings.held_out_share) else "training"
-        if opened(sample, int(found[share] < decoded[share]), settings, tally) is not None:
+    for sample in tqdm(_everything(tally), "samples", mininterval=2):
+        share = "held_out" if is_held_out(sample.key, tally.settings.held_out_share) else "training"
+        if tally.opened(sample, int(found[share] < decoded[share])) is not None:
             found[share] += 1
             notes.execute(f"INSERT INTO {share} VALUES (?, ?, ?, ?, ?)", sample)
     files = notes.execute("SELECT file FROM training UNION SELECT file FROM held_out").fetchall()
@@ -68,13 +68,13 @@ def _note(settings: PictureData, tally: Tally, decoded: dict[str, int], notes: s
     return found
 
 
-def _everything(settings: PictureData, tally: Tally) -> Iterator[Sample]:
+def _everything(tally: Tally) -> Iterator[Sample]:
     """All samples, of use or not. A truncated shard has lost what it lacks to the largest."""
-    if settings.kind == "folder":
-        yield from read_folder(settings.folder)
+    if tally.settings.kind == "folder":
+        yield from read_folder(tally.settings.folder)
         return
     held: Counter[str] = Counter()
-    for shard in expand_shards(settings.shards):
+    for shard in expand_shards(tally.settings.shards):
         for sample in read_shard(shard, tally):
             held[shard] += 1
             yield sample
@@ -89,7 +89,7 @@ class Pictures:
 
     def __init__(self, settings: PictureData, folder: Path, share: str):
         """folder: what survey has written into. Raises DataError if a file is gone, or has another size now."""
-        self.settings, self.folder, self.share, self.tally = settings, folder, share, Tally(settings.max_broken_share)
+        self.settings, self.folder, self.share, self.tally = settings, folder, share, Tally(settings)
         self.notes = sqlite3.connect(f"{built(folder / SAMPLES).resolve().as_uri()}?immutable=1", uri=True)
         sizes = dict(self.notes.execute("SELECT name, size FROM files"))
         changed = [name for name in sizes if not (file := ROOT / name).is_file() or file.stat().st_size != sizes[name]]
@@ -110,7 +110,7 @@ class Pictures:
 
     def image(self, row: int, size: int, place: Place = CENTRE) -> np.ndarray | None:
         """A picture, uint8 (size, size, 3); None if it is broken. Raises DataError if too many are."""
-        return opened(self.sample(row), size, self.settings, self.tally, place)
+        return self.tally.opened(self.sample(row), size, place)
 
     def __getitems__(self, picks: list[tuple[int, str]]) -> tuple[Tensor, list[str]]:
         """Pixels (n, 3, h, w) and captions of rows, each with a seed for its crop.

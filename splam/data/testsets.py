@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from splam.config import Params, PictureData, ShapesData
 from splam.data import shapes
 from splam.data.coco import SIZE, SPLITS, Coco, coco_image, read_coco
-from splam.data.images import DataError, batched, built, square
+from splam.data.images import DataError, built, resize
 from splam.data.pictures import MANIFEST, Pictures, survey
 from splam.data.streams import Stream, training_images
 
 Data = ShapesData | PictureData
+BATCH = 250  # images that are held at a time
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,15 @@ class HeldOut:
 
     def real(self, size: int) -> Iterator[np.ndarray]:
         """Batches of the prompts' real images, uint8 (b, size, size, 3)."""
-        return batched(self.image(one, size) for one in self.drawn)
+        return self._batches(self.drawn, size)
 
     def references(self) -> Iterator[np.ndarray]:
         """Batches of the reference images, uint8 (b, size, size, 3)."""
-        return batched(self.image(one, self.size) for one in self.compared)
+        return self._batches(self.compared, self.size)
+
+    def _batches(self, which: Sequence[Any], size: int) -> Iterator[np.ndarray]:
+        for start in range(0, len(which), BATCH):
+            yield np.stack([self.image(one, size) for one in which[start : start + BATCH]])
 
 
 def dataset_names(data: Data) -> dict[str, str]:
@@ -96,7 +100,7 @@ def _shapes_set(data: ShapesData, folder: Path, name: str) -> HeldOut:
     split, count = shapes.Split.load(folder / name), data.test_images
 
     def image(row: int, size: int) -> np.ndarray:
-        return square(Image.fromarray(split.images[row]), size)
+        return resize(split.images[row : row + 1], size)[0]
 
     rows, choices = range(len(split)), shapes.full_captions()
     prompts = split[:count].captions()

@@ -133,7 +133,7 @@ def test_a_truncated_shard_has_lost_what_the_others_hold(tmp_path):
 def test_keys_may_have_dots(tmp_path):
     """webdataset's own key ends at the first dot: 1,100 samples are one."""
     path = write_shard(tmp_path / "0.tar", {f"photo.{i:06d}": sample(i % 250) for i in range(1100)})
-    found = [(s.key, s.caption) for s in read_shard(path, Tally(0))]
+    found = [(s.key, s.caption) for s in read_shard(path, Tally(laion_settings(max_broken_share=0)))]
     assert found == [(f"photo.{i:06d}", str(i % 250)) for i in range(1100)]
 
 
@@ -146,7 +146,7 @@ def test_what_follows_the_end_of_a_shard_is_not_passed_over(tmp_path, damage):
         content[tar.getmembers()[10].offset] ^= 1
     (tmp_path / "0.tar").write_bytes(content if "header" in damage else 2 * (tmp_path / "0.tar").read_bytes())
     with pytest.raises(DataError, match="0.tar: ReadError: more follows its end"):
-        list(read_shard(path, Tally(0)))
+        list(read_shard(path, Tally(laion_settings(max_broken_share=0))))
 
 
 def test_what_is_in_a_shard_twice_or_beside_it_is_counted(tmp_path):
@@ -155,7 +155,7 @@ def test_what_is_in_a_shard_twice_or_beside_it_is_counted(tmp_path):
     texts = {"1": b"\xef\xbb\xbfa\n b ", "2": b"caf\xe9"}
     contents = (texts.get(name[0], b"x") if "txt" in name else encoded(9) for name in names)
     write_tar(tmp_path / "0.tar", zip(names, contents, strict=True))
-    tally = Tally(1)
+    tally = Tally(laion_settings(max_broken_share=1))
     found = [(s.key, s.caption) for s in read_shard(str(tmp_path / "0.tar"), tally)]
     assert found == [("0", "x"), ("1", "a b"), ("2", "")] and str(tally) == "0 samples, 1 repeated samples"
 

@@ -111,7 +111,7 @@ def test_a_training_reads_them_and_knows_others(shards, teacher, teacher_folder,
         (tmp_path / "latents").mkdir(exist_ok=True)
         (tmp_path / "latents/summary.json").write_text(json.dumps({"plan": LatentStore(folder).plan}))
 
-    with pytest.raises(FileNotFoundError, match="run the latents stage first, or set training.source to data"):
+    with pytest.raises(FileNotFoundError, match=r"run the latents stage \(dvc repro latents\) first"):
         open_distillation(params, RUN, tmp_path, data)
     encode(params)
     job = open_distillation(params, RUN, tmp_path, data)
