@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from splam.config import ROOT, CocoData, Params, PictureData, Pipeline, parse
-from splam.data.coco import SPLITS, coco_prompts, load_coco
+from splam.data.coco import SPLITS, read_coco
 from splam.data.images import DataError
-from splam.data.pictures import read_manifest, survey
-from splam.data.samples import Tally, opened
+from splam.data.pictures import survey
+from splam.data.samples import Tally
 from splam.data.shards import expand_shards, read_shard
 from splam.distill.checkpoints import KEEP
 from splam.measure.clip import load_clip
@@ -113,8 +113,8 @@ def shards(data: PictureData) -> Iterator[Line]:
 
 def peek(shard: str, data: PictureData) -> None:
     """Raise DataError if none of the first samples of a shard can be trained on."""
-    tally = Tally(1.0)
-    first = [opened(sample, 8, data, tally) for sample in itertools.islice(read_shard(shard, tally), PEEK)]
+    tally = Tally(data.model_copy(update={"max_broken_share": 1.0}))
+    first = [tally.opened(sample, 8) for sample in itertools.islice(read_shard(shard, tally), PEEK)]
     if all(image is None for image in first):
         raise DataError(f"shard {shard}: its first samples are of no use: {tally}: take it out of data.shards")
 
@@ -124,8 +124,7 @@ def folder(data: PictureData) -> list[Line]:
 
     def load() -> str:
         with tempfile.TemporaryDirectory() as scratch:
-            survey(data, Path(scratch))
-            return read_manifest(Path(scratch))["read"]
+            return survey(data, Path(scratch))["read"]
 
     return [check(f"the pictures in {data.folder}", "docs/own-model.md says more", load)]
 
@@ -135,15 +134,15 @@ def coco(data: CocoData, wanted: dict[str, int]) -> Iterator[Line]:
     for name, split in SPLITS.items():
         key = f"data.coco.captions_{name.removeprefix('coco')}"
         try:
-            prompts = coco_prompts(found := load_coco(Path(data.folder), split), name, data)
+            found = read_coco(data, name)
         except DataError as error:
             yield PROBLEM, str(error)
             continue
         yield OK, f"{split}: {len(found.images):,} images"
-        if len(prompts.captions) < wanted[name]:
-            few = f"{len(prompts.captions):,} captions, {wanted[name]:,} are drawn"
-            yield PROBLEM, f"{prompts.protocol} has {few}: give a longer list in {key}"
-        elif prompts.protocol != name:
+        if len(found.captions) < wanted[name]:
+            few = f"{len(found.captions):,} captions, {wanted[name]:,} are drawn"
+            yield PROBLEM, f"{found.protocol} has {few}: give a longer list in {key}"
+        elif found.protocol != name:
             yield NOTE, f"{name}: a seeded draw, and results say so; for the published list of captions set {key}"
 
 

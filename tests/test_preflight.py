@@ -13,7 +13,7 @@ import torch
 
 from splam import preflight
 from splam.config import CocoData, PictureData, parse
-from splam.data.coco import load_coco
+from splam.data.coco import read_coco
 from splam.preflight import NOTE, OK, PROBLEM, Line
 from splam.profile import compose
 from tests.standins.sd import write_pipeline
@@ -104,7 +104,7 @@ def coco(folder: Path, **lists) -> list[Line]:
 
 def test_caption_lists_that_are_short_or_of_another_set(coco_folder, tmp_path):
     assert [mark for mark, _ in coco(coco_folder)] == [OK, NOTE] * 2  # a draw, for want of a list
-    number = next(iter(load_coco(coco_folder, "val2014").images))
+    number = int(Path(read_coco(CocoData(folder=str(coco_folder)), "coco30k").images[0]).stem[-12:])
     (tmp_path / "short.csv").write_text(f"image_id,caption\n{number},a dog\n")
     (tmp_path / "other.csv").write_text("image_id,caption\n1,a caption of nothing\n")
     lists = {"captions_30k": str(tmp_path / "short.csv"), "captions_5k": str(tmp_path / "other.csv")}

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from splam.config import ROOT
-from splam.data.captions import captions, column, read_rows
+from splam.data.captions import read_captions
 from splam.data.images import DataError
 from splam.data.samples import Sample, caption_text
 
@@ -52,11 +52,9 @@ def _listed(folder: Path, tables: list[PurePosixPath]) -> dict[PurePosixPath, st
     """The captions that tables give to pictures. Raises DataError for a picture that is listed twice."""
     listed = {}
     for table in tables:
-        rows = read_rows(path := folder / table)
-        names = column(rows, ("file_name",), path) or [None]
-        if not all(isinstance(name, str) for name in names):
-            raise DataError(f"{path} has rows without file_name: name the picture that each caption is of")
-        for name, caption in zip(names, captions(rows, path, empty=True), strict=True):
+        for name, caption in read_captions(path := folder / table, ("file_name",), empty=True):
+            if not isinstance(name, str):
+                raise DataError(f"{path} has rows without file_name: name the picture that each caption is of")
             if (picture := table.parent / name) in listed:
                 raise DataError(f"{path} lists {name} twice: keep one of its captions")
             listed[picture] = caption

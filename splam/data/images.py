@@ -1,14 +1,15 @@
 """From encoded files to square images: the same crop and resize for all real data."""
 
 import io
-import itertools
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+Place = tuple[float, float]  # where a square lies across and down the longer side of its picture, each 0 to 1
+CENTRE: Place = (0.5, 0.5)
 
 
 class DataError(ValueError):
@@ -41,21 +42,16 @@ def flat(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def square(image: Image.Image, size: int, across: float = 0.5, down: float = 0.5) -> np.ndarray:
-    """Crop the largest square and resize it to `size` pixels by PIL's antialiased Lanczos: uint8 (size, size, 3).
-
-    across, down: where the square lies along the longer side, 0 to 1; 0.5 is the centre.
-    """
-    side = min(image.size)
+def square(image: Image.Image, size: int, place: Place = CENTRE) -> np.ndarray:
+    """Crop the largest square and resize it to `size` pixels by PIL's antialiased Lanczos: uint8 (size, size, 3)."""
+    side, (across, down) = min(image.size), place
     left, top = round((image.width - side) * across), round((image.height - side) * down)
     whole = flat(image)  # decodes: a broken file raises here
     return np.asarray(whole.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)))
 
 
-def decode(
-    data: bytes, size: int, place: tuple[float, float] = (0.5, 0.5), fit: tuple[float, float] = (1, np.inf)
-) -> np.ndarray:
-    """`square` of an encoded image (JPEG, PNG, WebP), turned upright as its EXIF data say; place: across, down.
+def decode(data: bytes, size: int, place: Place = CENTRE, fit: tuple[int, float] = (1, np.inf)) -> np.ndarray:
+    """`square` of an encoded image (JPEG, PNG, WebP), turned upright as its EXIF data say.
 
     fit: the smallest side in pixels, and the largest ratio of the sides; size 0 checks these alone, decoding nothing.
     Raises SizeError beyond them, and OSError or another of PIL's errors for a broken file.
@@ -63,11 +59,12 @@ def decode(
     with Image.open(io.BytesIO(data)) as image:
         short, long = sorted(image.size)
         if short < fit[0] or long > fit[1] * short:
-            raise SizeError(f"{image.width}x{image.height} pixels")
+            limits = f"data.smallest_side = {fit[0]}, data.largest_ratio = {fit[1]:g}"
+            raise SizeError(f"{image.width}x{image.height} pixels, beyond {limits}")
         if not size:
             return np.empty((0, 0, 3), np.uint8)
         ImageOps.exif_transpose(image, in_place=True)
-        return square(image, size, *place)
+        return square(image, size, place)
 
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:
@@ -75,13 +72,6 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
     if images.shape[1:3] == (size, size):
         return images
     return np.stack([square(Image.fromarray(image), size) for image in images])
-
-
-def batched(images: Iterable[np.ndarray], batch_size: int = 250) -> Iterator[np.ndarray]:
-    """Single images uint8 (h, w, 3) stacked into batches of at most `batch_size`."""
-    source = iter(images)
-    while batch := list(itertools.islice(source, batch_size)):
-        yield np.stack(batch)
 
 
 def to_pixels(images: np.ndarray) -> Tensor:

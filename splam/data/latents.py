@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from splam.data.images import DataError
+from splam.data.images import DataError, built
 
 INDEX = "index.json"
 
@@ -55,10 +55,7 @@ class LatentStore:
 
     def __init__(self, folder: Path):
         """Raises FileNotFoundError or DataError if there is nothing in the folder, or not all of it."""
-        if not (index := folder / INDEX).is_file():
-            remedy = "run the latents stage first, or set training.source to data"
-            raise FileNotFoundError(f"there are no latents in {folder}: {remedy}")
-        self.folder, self.plan = folder, json.loads(index.read_text())
+        self.folder, self.plan = folder, json.loads(built(folder / INDEX, "latents").read_text())
         if len(list(folder.glob("*.safetensors"))) * self.plan["batch_size"] != len(self):
             raise DataError(f"{folder} is not whole: run the latents stage again, it goes on")
 

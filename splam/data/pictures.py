@@ -15,31 +15,25 @@ from tqdm import tqdm
 
 from splam.config import ROOT, PictureData
 from splam.data.folder import read_folder
-from splam.data.images import DataError, built, to_pixels
-from splam.data.samples import Sample, Tally, is_held_out, opened
+from splam.data.images import CENTRE, DataError, Place, built, to_pixels
+from splam.data.samples import Sample, Tally, is_held_out
 from splam.data.shards import expand_shards, read_shard
 
 MANIFEST, SAMPLES = "manifest.json", "samples.db"
-AGAIN = "run the data stage again (dvc repro data.dvc)"
 SHOWN = 10  # faults that the manifest lists
 
 
-def shares(settings: PictureData) -> dict[str, str]:
-    """The test sets of our own, and the share of the samples whose first ones each is."""
-    return {"seen": "held_out"} if settings.coco else {"unseen": "held_out", "seen": "training"}
+def survey(settings: PictureData, folder: Path) -> dict[str, Any]:
+    """Look at every sample once, and write where those of use lie (folder/samples.db), and a manifest; returns that.
 
-
-def survey(settings: PictureData, folder: Path) -> None:
-    """Look at every sample once, and write where those of use lie (folder/samples.db), and a manifest.
-
-    Of all, the dimensions are read; the first 2 x settings.test_images of `shares` are decoded, so test sets are sound.
+    Of all, the dimensions are read; as many first ones of a share as are needed are decoded, so test sets are sound.
     Raises DataError beyond settings.max_broken_share, and if a share is too small.
     """
-    tally, count, tested = Tally(settings.max_broken_share), 2 * settings.test_images, {*shares(settings).values()}
+    tally, tested = Tally(settings), 2 * settings.test_images
+    needed = {"training": 1 if settings.coco else tested, "held_out": tested}  # with COCO, no test set is of the first
     notes = sqlite3.connect("")  # a temporary file, until all is well
-    found = _note(settings, tally, dict.fromkeys(tested, count), notes)
-    wanted = dict.fromkeys(tested, count) | {"training": max(count if "training" in tested else 0, 1)}
-    for share, number in wanted.items():
+    found = _note(tally, needed, notes)
+    for share, number in needed.items():
         if found[share] < number:
             more = "add pictures, lower data.test_images, or change data.held_out_share"
             worst = "".join(f"; {n} {kind} in {file}" for (kind, file), n in tally.faults.most_common(1))
@@ -51,22 +45,22 @@ def survey(settings: PictureData, folder: Path) -> None:
     faults = {f"{file}: {kind}": number for (kind, file), number in tally.faults.most_common(SHOWN)}
     facts = {"read": str(tally), **found, "faults": faults}
     (folder / MANIFEST).write_text(json.dumps(facts, indent=1) + "\n")
+    return facts
 
 
-def _note(settings: PictureData, tally: Tally, decoded: dict[str, int], notes: sqlite3.Connection) -> Counter[str]:
+def _note(tally: Tally, decoded: dict[str, int], notes: sqlite3.Connection) -> dict[str, int]:
     """Note the samples of use in a table for each share, and their files' sizes; returns how many each has.
 
     decoded: how many of a share's first ones are read as a whole.
     """
-    found = Counter(training=0, held_out=0)
+    found = dict.fromkeys(decoded, 0)
     for share in found:
-        notes.execute(f"CREATE TABLE {share} (file TEXT, offset INTEGER, size INTEGER, caption TEXT)")
-    for sample in tqdm(_everything(settings, tally), "samples", mininterval=2):
-        share = "held_out" if is_held_out(sample.key, settings.held_out_share) else "training"
-        if opened(sample, int(found[share] < decoded.get(share, 0)), settings, tally) is not None:
+        notes.execute(f"CREATE TABLE {share} (file TEXT, key TEXT, offset INTEGER, size INTEGER, caption TEXT)")
+    for sample in tqdm(_everything(tally), "samples", mininterval=2):
+        share = "held_out" if is_held_out(sample.key, tally.settings.held_out_share) else "training"
+        if tally.opened(sample, int(found[share] < decoded[share])) is not None:
             found[share] += 1
-            row = sample.file, sample.offset, sample.size, sample.caption
-            notes.execute(f"INSERT INTO {share} VALUES (?, ?, ?, ?)", row)
+            notes.execute(f"INSERT INTO {share} VALUES (?, ?, ?, ?, ?)", sample)
     files = notes.execute("SELECT file FROM training UNION SELECT file FROM held_out").fetchall()
     notes.execute("CREATE TABLE files (name TEXT, size INTEGER)")
     notes.executemany("INSERT INTO files VALUES (?, ?)", ((name, (ROOT / name).stat().st_size) for (name,) in files))
@@ -74,13 +68,13 @@ def _note(settings: PictureData, tally: Tally, decoded: dict[str, int], notes: s
     return found
 
 
-def _everything(settings: PictureData, tally: Tally) -> Iterator[Sample]:
+def _everything(tally: Tally) -> Iterator[Sample]:
     """All samples, of use or not. A truncated shard has lost what it lacks to the largest."""
-    if settings.kind == "folder":
-        yield from read_folder(settings.folder)
+    if tally.settings.kind == "folder":
+        yield from read_folder(tally.settings.folder)
         return
     held: Counter[str] = Counter()
-    for shard in expand_shards(settings.shards):
+    for shard in expand_shards(tally.settings.shards):
         for sample in read_shard(shard, tally):
             held[shard] += 1
             yield sample
@@ -90,22 +84,18 @@ def _everything(settings: PictureData, tally: Tally) -> Iterator[Sample]:
             tally.problem("lost samples", shard, f"it has {held[shard]:,} samples, the largest {largest:,}", lost)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What the data stage wrote of its survey. Raises FileNotFoundError."""
-    return json.loads(built(folder / MANIFEST).read_text(encoding="utf-8"))
-
-
 class Pictures:
     """A share of the samples, "training" or "held_out", read from where they lie."""
 
     def __init__(self, settings: PictureData, folder: Path, share: str):
         """folder: what survey has written into. Raises DataError if a file is gone, or has another size now."""
-        self.settings, self.folder, self.share, self.tally = settings, folder, share, Tally(settings.max_broken_share)
+        self.settings, self.folder, self.share, self.tally = settings, folder, share, Tally(settings)
         self.notes = sqlite3.connect(f"{built(folder / SAMPLES).resolve().as_uri()}?immutable=1", uri=True)
         sizes = dict(self.notes.execute("SELECT name, size FROM files"))
         changed = [name for name in sizes if not (file := ROOT / name).is_file() or file.stat().st_size != sizes[name]]
         if changed:
-            raise DataError(f"{changed[0]} is gone or has changed ({len(changed):,} such files): {AGAIN}")
+            remedy = "run the data stage again (dvc repro data.dvc)"
+            raise DataError(f"{changed[0]} is gone or has changed ({len(changed):,} such files): {remedy}")
         ((self.count,),) = self.notes.execute(f"SELECT COUNT(*) FROM {share}")
 
     def __reduce__(self) -> tuple:
@@ -116,13 +106,11 @@ class Pictures:
 
     def sample(self, row: int) -> Sample:
         """Where a picture lies, with its caption."""
-        found = self.notes.execute(f"SELECT * FROM {self.share} WHERE rowid = ?", (row + 1,))
-        ((file, offset, size, caption),) = found
-        return Sample(file, f"number {row:,}", offset, size, caption)
+        return Sample(*self.notes.execute(f"SELECT * FROM {self.share} WHERE rowid = ?", (row + 1,)).fetchone())
 
-    def image(self, row: int, size: int, place: tuple[float, float] = (0.5, 0.5)) -> np.ndarray | None:
+    def image(self, row: int, size: int, place: Place = CENTRE) -> np.ndarray | None:
         """A picture, uint8 (size, size, 3); None if it is broken. Raises DataError if too many are."""
-        return opened(self.sample(row), size, self.settings, self.tally, place)
+        return self.tally.opened(self.sample(row), size, place)
 
     def __getitems__(self, picks: list[tuple[int, str]]) -> tuple[Tensor, list[str]]:
         """Pixels (n, 3, h, w) and captions of rows, each with a seed for its crop.
@@ -134,7 +122,7 @@ class Pictures:
 
     def _sound(self, row: int, seed: str) -> tuple[np.ndarray, str]:
         source = random.Random(seed)
-        place = (0.5, 0.5) if self.settings.crop == "center" else (source.random(), source.random())
+        place = CENTRE if self.settings.crop == "center" else (source.random(), source.random())
         rows = itertools.chain(range(row, len(self)), range(row))
         sound = ((image, at) for at in rows if (image := self.image(at, self.settings.resolution, place)) is not None)
         image, at = next(sound)  # too many broken ones have raised before it is empty

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from splam.config import ROOT, PictureData
-from splam.data.images import DataError, SizeError, decode
+from splam.data.images import CENTRE, DataError, Place, SizeError, decode
 
 GRACE = 200  # samples by which a share is judged before so many have been read
 
@@ -25,21 +25,43 @@ class Sample(NamedTuple):
 
 @dataclass
 class Tally:
-    """How many samples were read, and the number of faults of each kind in each file."""
+    """Opens samples, and counts how many were read, and the faults of each kind in each file."""
 
-    max_share: float
+    settings: PictureData
     samples: int = 0
     faults: Counter[tuple[str, str]] = field(default_factory=Counter)
 
+    def opened(self, sample: Sample, size: int, place: Place = CENTRE) -> np.ndarray | None:
+        """The picture, uint8 (size, size, 3), cropped at `place`; None if it is of no use: that is counted.
+
+        Of size 0 it is empty, and only its dimensions are read.
+        """
+        self.samples += 1
+        if not sample.size:
+            kind, reason = "broken images", "there is no image (.jpg, .png, .webp) beside it"
+        elif not sample.caption:
+            kind, reason = "missing captions", "there is no caption in UTF-8 beside it"
+        else:
+            try:
+                with (ROOT / sample.file).open("rb") as file:
+                    file.seek(sample.offset)
+                    fit = self.settings.smallest_side, self.settings.largest_ratio
+                    return decode(file.read(sample.size), size, place, fit)
+            except Exception as error:  # PIL's decoders raise whatever a broken file leads them to
+                kind = "unfit sizes" if isinstance(error, SizeError) else "broken images"
+                reason = f"{type(error).__name__}: {error}"
+        self.problem(kind, sample.file, f"{sample.key}: {reason}")
+        return None
+
     def problem(self, kind: str, file: str, reason: str, number: int = 1) -> None:
-        """Count a fault. Raises DataError if they are more than `max_share` of the samples."""
+        """Count a fault. Raises DataError if they are more than data.max_broken_share of the samples."""
         self.faults[kind, file] += number
-        if self.faults.total() > self.max_share * max(self.samples, GRACE):
+        allowed = self.settings.max_broken_share
+        if self.faults.total() > allowed * max(self.samples, GRACE):
             (most, worst), count = self.faults.most_common(1)[0]
             raise DataError(
-                f"more than data.max_broken_share = {self.max_share:g} of the samples are of no use: {self}; {count} "
-                f"{most} in {worst}, the last problem in {file}: {reason}. Replace such files, take them out, or raise "
-                "data.max_broken_share"
+                f"more than data.max_broken_share = {allowed:g} of the samples are of no use: {self}; {count} {most} "
+                f"in {worst}, the last problem in {file}: {reason}. Replace such files, take them out, or raise it"
             )
 
     def __str__(self) -> str:
@@ -60,28 +82,3 @@ def caption_text(content: bytes) -> str:
         return " ".join(content.decode("utf-8-sig").split())
     except UnicodeDecodeError:
         return ""
-
-
-def opened(
-    sample: Sample, size: int, settings: PictureData, tally: Tally, place: tuple[float, float] = (0.5, 0.5)
-) -> np.ndarray | None:
-    """The picture, uint8 (size, size, 3), cropped at `place` (across, down); None if it is of no use: that is counted.
-
-    Of size 0 it is empty, and only its dimensions are read.
-    """
-    tally.samples += 1
-    if not sample.size:
-        tally.problem("broken images", sample.file, f"{sample.key} has no image (.jpg, .png, .webp) beside it")
-    elif not sample.caption:
-        tally.problem("missing captions", sample.file, f"{sample.key} has no caption in UTF-8 beside it")
-    else:
-        try:
-            with (ROOT / sample.file).open("rb") as file:
-                file.seek(sample.offset)
-                return decode(file.read(sample.size), size, place, (settings.smallest_side, settings.largest_ratio))
-        except SizeError as error:
-            limits = f"data.smallest_side = {settings.smallest_side}, data.largest_ratio = {settings.largest_ratio:g}"
-            tally.problem("unfit sizes", sample.file, f"{sample.key}: {error}, beyond {limits}")
-        except Exception as error:  # PIL's decoders raise whatever a broken file leads them to
-            tally.problem("broken images", sample.file, f"{sample.key}: {type(error).__name__}: {error}")
-    return None

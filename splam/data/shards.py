@@ -48,7 +48,7 @@ def read_shard(shard: str, tally: Tally) -> Iterator[Sample]:
 
     A shard that cannot be read to its end counts as truncated. Raises DataError for one that holds no samples.
     """
-    sample, fault = None, ""
+    sample = fault = None
     try:
         with tarfile.open(ROOT / shard, "r:") as tar:
             for key, files in _grouped(filter(_is_read, tar), shard, tally):
@@ -57,7 +57,7 @@ def read_shard(shard: str, tally: Tally) -> Iterator[Sample]:
                 note = tar.extractfile(text).read() if text.size else b""  # a link holds nothing itself
                 sample = Sample(shard, key, image.offset_data, image.size, caption_text(note))
                 yield sample
-            fault = _ending(shard, tar.offset)
+            _check_end(tar)
     except (tarfile.TarError, OSError) as error:
         fault = f"{type(error).__name__}: {error}"
     if sample is None:
@@ -88,11 +88,11 @@ def _grouped(
         yield key, files
 
 
-def _ending(shard: str, end: int) -> str:
-    """What is wrong after the last member: tarfile takes a cut between two, or damage, for the end."""
-    with (ROOT / shard).open("rb") as file:
-        file.seek(end)
-        rest = file.read(2**20)
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raise ReadError where tarfile takes a cut between two members, or damage, for the end."""
+    tar.fileobj.seek(tar.offset)
+    rest = tar.fileobj.read(2**20)
     if len(rest) < 512:  # a header's
-        return "the archive stops before its end"
-    return "more follows its end (damage, or a second archive)" if any(rest) else ""
+        raise tarfile.ReadError("the archive stops before its end")
+    if any(rest):
+        raise tarfile.ReadError("more follows its end (damage, or a second archive)")

@@ -17,7 +17,7 @@ from splam.data import shapes
 from splam.data.latents import LatentStore
 from splam.data.pictures import Pictures
 
-Batch = tuple[Tensor, list[str] | Tensor]
+Samples = tuple[Tensor, list[str] | Tensor]
 """Pixels (n, 3, h, w) in [-1, 1] with n captions, or scaled latents (n, c, h, w) with embeddings (n, tokens, d)."""
 
 
@@ -33,11 +33,10 @@ def epoch_order(seed: int, epoch: int, pool: int) -> Tensor:
     return torch.randperm(pool, generator=iteration_generator(seed, -1 - epoch))
 
 
-def batch_rows(iteration: int, batch: int, pool: int, seed: int) -> Tensor:
-    """Rows of a pool for one global batch: without replacement until the pool is used up, then reshuffled."""
-    positions = torch.arange(iteration * batch, (iteration + 1) * batch)
-    rows = [epoch_order(seed, position // pool, pool)[position % pool] for position in positions.tolist()]
-    return torch.stack(rows)
+def batch_rows(number: int, batch: int, pool: int, seed: int) -> Tensor:
+    """Rows (batch,) of a pool, number after number: without replacement until it is used up, then reshuffled."""
+    positions = range(number * batch, (number + 1) * batch)
+    return torch.stack([epoch_order(seed, position // pool, pool)[position % pool] for position in positions])
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,12 @@ class Stream:
     ranks: int = 1
     workers: int = 0
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
+    def batches(self, start: int = 0) -> Iterator[Samples]:
         """Batches from number `start` on."""
         return iter(
             DataLoader(
                 self.samples,
-                batch_sampler=map(self._picks, itertools.count(start)),
+                batch_sampler=map(self._picks, itertools.count(start * self.ranks + self.rank, self.ranks)),
                 collate_fn=tuple,  # as it is
                 num_workers=self.workers,
                 multiprocessing_context="spawn" if self.workers else None,  # forking is not safe beside CUDA or threads
@@ -67,23 +66,18 @@ class Stream:
             )
         )
 
-    def _picks(self, number: int) -> list[tuple[int, str]]:
-        """The rows of a batch's share, and a seed for each."""
-        whole, first = self.batch_size * self.ranks, self.batch_size * self.rank
-        rows = batch_rows(number, whole, len(self.samples), self.seed)[first : first + self.batch_size].tolist()
-        return [(row, f"{self.seed}/{number * whole + first + i}") for i, row in enumerate(rows)]
+    def _picks(self, share: int) -> list[tuple[int, str]]:
+        """The rows of a share, batch number x ranks + rank, and a seed for each."""
+        rows = batch_rows(share, self.batch_size, len(self.samples), self.seed).tolist()
+        return [(row, f"{self.seed}/{share * self.batch_size + i}") for i, row in enumerate(rows)]
 
 
-def image_stream(
-    data: ShapesData | PictureData, folder: Path, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
-) -> Stream:
-    """The training images of any kind of data for one of `ranks` processes; folder: what the data stage wrote.
+def training_images(data: ShapesData | PictureData, folder: Path) -> shapes.Split | Pictures:
+    """The training images of any kind of data; folder: what the data stage wrote.
 
     Raises DataError for pictures that have changed since.
     """
-    if data.kind == "shapes":
-        return Stream(shapes.Split.load(folder / "train"), batch_size, seed, rank, ranks)
-    return Stream(Pictures(data, folder, "training"), batch_size, seed, rank, ranks, data.workers)
+    return shapes.Split.load(folder / "train") if data.kind == "shapes" else Pictures(data, folder, "training")
 
 
 def training_facts(data: ShapesData | PictureData) -> dict[str, Any]:

@@ -8,46 +8,65 @@ training. Without COCO those are unseen, and seen are some that are trained on: 
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from splam.config import Params, PictureData, ShapesData
 from splam.data import shapes
-from splam.data.coco import SIZE, SPLITS, Prompts, coco_images, coco_prompts, load_coco
-from splam.data.images import DataError, batched, built, resize
-from splam.data.pictures import Pictures, read_manifest, shares, survey
-from splam.data.streams import image_stream
+from splam.data.coco import SIZE, SPLITS, Coco, coco_image, read_coco
+from splam.data.images import DataError, built, resize
+from splam.data.pictures import MANIFEST, Pictures, survey
+from splam.data.streams import Stream, training_images
 
-PROTOCOLS = {"unseen": "coco30k", "unseen-small": "coco5k"}
 Data = ShapesData | PictureData
+BATCH = 250  # images that are held at a time
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One test set. Batches of images are uint8 (b, size, size, 3).
+    """One test set.
 
     protocol: the name that its numbers are quoted with; prompts: what is drawn; size: pixels at which images are
-    measured; references(): all `reference_count` reference images; real(size): real images of the prompts, in order;
-    independent: whether those are no part of the references, so that their FID is a floor; choices: all captions that
-    an image's own is to be told from, where there is such a list.
+    measured; drawn, compared: the real images of the prompts, in order, and all references, by what `image` knows them;
+    choices: all captions that an image's own is to be told from, where there is such a list.
     """
 
     protocol: str
     prompts: list[str]
     size: int
-    reference_count: int
-    references: Callable[[], Iterator[np.ndarray]]
-    real: Callable[[int], Iterator[np.ndarray]]
-    independent: bool
+    drawn: Sequence[Any]
+    compared: Sequence[Any]
+    image: Callable[[Any, int], np.ndarray]
     choices: Sequence[str] = ()
 
+    @property
+    def independent(self) -> bool:
+        """Whether the prompts' real images are no references, so that their FID is a floor."""
+        return set(self.drawn).isdisjoint(self.compared)
 
-def dataset_names(data: Data) -> tuple[str, ...]:
-    """The datasets that have images and captions of their own."""
-    return ("unseen", "seen") if data.kind == "shapes" or not data.coco else ("unseen", "unseen-small", "seen")
+    def real(self, size: int) -> Iterator[np.ndarray]:
+        """Batches of the prompts' real images, uint8 (b, size, size, 3)."""
+        return self._batches(self.drawn, size)
+
+    def references(self) -> Iterator[np.ndarray]:
+        """Batches of the reference images, uint8 (b, size, size, 3)."""
+        return self._batches(self.compared, self.size)
+
+    def _batches(self, which: Sequence[Any], size: int) -> Iterator[np.ndarray]:
+        for start in range(0, len(which), BATCH):
+            yield np.stack([self.image(one, size) for one in which[start : start + BATCH]])
+
+
+def dataset_names(data: Data) -> dict[str, str]:
+    """The datasets that have images and captions of their own, and of what: a split, a COCO protocol or a share."""
+    if data.kind == "shapes":
+        return {"unseen": "unseen", "seen": "seen"}
+    if data.coco:
+        return {"unseen": "coco30k", "unseen-small": "coco5k", "seen": "held_out"}
+    return {"unseen": "held_out", "seen": "training"}
 
 
 def image_count(params: Params, dataset: str) -> int:
@@ -63,56 +82,44 @@ def held_out_set(data: Data, folder: Path, dataset: str, count: int) -> HeldOut:
 
     Raises DataError or ValueError if there are not so many.
     """
-    if dataset not in dataset_names(data):
-        raise ValueError(f"dataset {dataset!r}: data of kind {data.kind} has {', '.join(dataset_names(data))}")
-    if data.kind == "shapes":
-        held_out = _shapes_set(data, folder, dataset, count)
-    elif share := shares(data).get(dataset):
-        held_out = _own_set(data, folder, share, count)
-    else:
-        held_out = _coco_set(data, folder, dataset, count)
-    if len(held_out.prompts) < count or not held_out.reference_count:
+    names = dataset_names(data)
+    if dataset not in names:
+        raise ValueError(f"dataset {dataset!r}: data of kind {data.kind} has {', '.join(names)}")
+    make = _shapes_set if data.kind == "shapes" else _coco_set if names[dataset] in SPLITS else _own_set
+    whole = make(data, folder, names[dataset])
+    if len(whole.prompts) < count or not whole.compared:
         raise DataError(
-            f"{held_out.protocol} has {len(held_out.prompts):,} prompts and {held_out.reference_count:,} references, "
+            f"{whole.protocol} has {len(whole.prompts):,} prompts and {len(whole.compared):,} references, "
             f"{count:,} prompts are asked for: lower the images that evaluation draws"
         )
-    return held_out
+    return replace(whole, prompts=whole.prompts[:count], drawn=whole.drawn[:count])
 
 
-def _shapes_set(data: ShapesData, folder: Path, dataset: str, count: int) -> HeldOut:
-    """The first `count` of data.test_images, by their full captions; what comes after those are references."""
-    split = shapes.Split.load(folder / dataset)
-    drawn, rest = split[: min(count, data.test_images)], split[data.test_images :]
+def _shapes_set(data: ShapesData, folder: Path, name: str) -> HeldOut:
+    """The first data.test_images, by their full captions; what comes after those are references."""
+    split, count = shapes.Split.load(folder / name), data.test_images
 
-    def real(size: int) -> Iterator[np.ndarray]:
-        return (resize(images, size) for images in batched(drawn.images))
+    def image(row: int, size: int) -> np.ndarray:
+        return resize(split.images[row : row + 1], size)[0]
 
-    references = partial(batched, rest.images)
-    prompts, choices = drawn.captions(), shapes.full_captions()
-    return HeldOut(f"shapes-{dataset}", prompts, shapes.SIZE, len(rest), references, real, True, choices)
-
-
-def _coco_set(data: PictureData, folder: Path, dataset: str, count: int) -> HeldOut:
-    """The first `count` captions of coco30k or coco5k against all images of its validation set."""
-    name, size = PROTOCOLS[dataset], data.coco.image_size
-    coco = load_coco(Path(data.coco.folder), SPLITS[name])
-    prompts = Prompts(**json.loads(built(folder / f"{name}.json").read_text()))
-    protocol = prompts.protocol + ("" if size == SIZE else f"-at-{size}")  # of another size: another protocol
-    references, real = partial(coco_images, coco, size), partial(coco_images, coco, ids=prompts.image_ids[:count])
-    return HeldOut(protocol, prompts.captions[:count], size, len(coco.images), references, real, False)
+    rows, choices = range(len(split)), shapes.full_captions()
+    prompts = split[:count].captions()
+    return HeldOut(f"shapes-{name}", prompts, shapes.SIZE, rows[:count], rows[count:], image, choices)
 
 
-def _own_set(data: PictureData, folder: Path, share: str, count: int) -> HeldOut:
-    """The first `count` samples of a share against as many as data.test_images that come after those."""
-    pictures, half = Pictures(data, folder, share), data.test_images
-    size = data.coco.image_size if data.coco else SIZE
+def _coco_set(data: PictureData, folder: Path, name: str) -> HeldOut:
+    """The captions of coco30k or coco5k against all images of its validation set."""
+    coco, size = Coco(**json.loads(built(folder / f"{name}.json").read_text())), data.coco.image_size
+    protocol = coco.protocol + ("" if size == SIZE else f"-at-{size}")  # of another size: another protocol
+    return HeldOut(protocol, coco.captions, size, coco.described, coco.images, coco_image)
 
-    def images(rows: range, size: int) -> Iterator[np.ndarray]:
-        return batched(pictures.image(row, size) for row in rows)
 
-    prompts = [pictures.sample(row).caption for row in range(min(count, half))]
-    references, real = partial(images, range(half, 2 * half), size), partial(images, range(count))
-    return HeldOut(f"{data.kind}-{share.replace('_', '-')}", prompts, size, half, references, real, True)
+def _own_set(data: PictureData, folder: Path, share: str) -> HeldOut:
+    """The first data.test_images samples of a share against as many that come after those."""
+    pictures, rows, half = Pictures(data, folder, share), range(2 * data.test_images), data.test_images
+    protocol, size = f"{data.kind}-{share.replace('_', '-')}", data.coco.image_size if data.coco else SIZE
+    prompts = [pictures.sample(row).caption for row in rows[:half]]
+    return HeldOut(protocol, prompts, size, rows[:half], rows[half:], pictures.image)
 
 
 def build(data: Data, folder: Path, seed: int) -> None:
@@ -126,9 +133,8 @@ def build(data: Data, folder: Path, seed: int) -> None:
             shapes.make(split, seed, count).save(folder / split)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    for name, split in SPLITS.items() if data.coco else ():
-        prompts = coco_prompts(load_coco(Path(data.coco.folder), split), name, data.coco)
-        (folder / f"{name}.json").write_text(json.dumps(asdict(prompts), indent=0) + "\n")
+    for name in SPLITS if data.coco else ():
+        (folder / f"{name}.json").write_text(json.dumps(asdict(read_coco(data.coco, name)), indent=0) + "\n")
     survey(data, folder)
 
 
@@ -137,7 +143,7 @@ def describe(data: Data, folder: Path) -> list[str]:
     if data.kind == "shapes":
         splits = {name: shapes.Split.load(folder / name) for name in shapes.SPLITS}
         return [f"{n}: {len(s):,} pictures, {len(set(s.captions())):,} full captions" for n, s in splits.items()]
-    facts = read_manifest(folder)
+    facts = json.loads(built(folder / MANIFEST).read_text())
     lines = [facts["read"], f"{facts['training']:,} samples to train on, {facts['held_out']:,} held out"]
     return lines + [f"{fault}, {number:,} times" for fault, number in facts["faults"].items()]
 
@@ -147,5 +153,5 @@ def preview(data: Data, folder: Path, count: int, seed: int) -> tuple[np.ndarray
     if data.kind == "shapes":
         train = shapes.Split.load(folder / "train")[:count]
         return np.asarray(train.images), train.captions(np.arange(len(train)) % len(shapes.LEVELS))
-    pixels, captions = next(image_stream(data.model_copy(update={"workers": 0}), folder, count, seed).batches())
+    pixels, captions = next(Stream(training_images(data, folder), count, seed).batches())
     return np.rint((pixels.permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8), captions

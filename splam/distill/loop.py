@@ -25,7 +25,7 @@ from tqdm import tqdm
 from splam.config import Params, ParamsError, Run, Training, suggestion
 from splam.data.images import DataError, built
 from splam.data.latents import LatentStore
-from splam.data.streams import Stream, image_stream, iteration_generator, training_facts
+from splam.data.streams import Stream, iteration_generator, training_facts, training_images
 from splam.distill import checkpoints
 from splam.distill.paths import CachedPaths, OnlinePaths, TrajectoryCache, digest
 from splam.method.loss import Objective, distillation_loss, update_target
@@ -223,21 +223,21 @@ def open_distillation(params: Params, name: str, build: Path, data: Path) -> Dis
 
 def _open_source(params: Params, run: Run, teacher: Teacher, build: Path, data: Path) -> tuple[Source, dict[str, Any]]:
     """Where a run's batches come from, and what they depend on."""
-    settings, size = params.trajectories, run.training.batch_size
+    settings = params.trajectories
     if run.training.source == "trajectories":
         scales = settings.guidance_scales  # one-step paths can use the cache of any w
         w = run.guidance_scale if run.guidance_scale in scales else scales[0]
         path = build / f"trajectories/w{w:g}.safetensors"
         return CachedPaths(TrajectoryCache.load(path), run, teacher), {"trajectories": digest(path)}
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     facts = {"solver_skip": settings.solver_skip, "empty_captions": settings.empty_captions}
     if run.training.source == "latents":
-        store = LatentStore(build / "scratch/latents")
-        stream = Stream(store, size, run.seed, rank, ranks, getattr(params.data, "workers", 0))
-        if store.plan != json.loads(built(build / "latents/summary.json", "latents").read_text())["plan"]:
-            raise DataError(f"{store.folder} holds other latents than the stage's: run it (dvc repro --force latents)")
-        facts["latents"] = digest(store.folder / "index.json")
+        source = LatentStore(build / "scratch/latents")
+        if source.plan != json.loads(built(build / "latents/summary.json", "latents").read_text())["plan"]:
+            raise DataError(f"{source.folder} holds other latents than the stage's: run it (dvc repro --force latents)")
+        facts["latents"] = digest(source.folder / "index.json")
     else:
-        stream = image_stream(params.data, data, size, run.seed, rank, ranks)
+        source = training_images(params.data, data)
         facts |= {f"data.{key}": value for key, value in training_facts(params.data).items()}
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    stream = Stream(source, run.training.batch_size, run.seed, rank, ranks, getattr(params.data, "workers", 0))
     return OnlinePaths(stream, run, teacher, settings), facts

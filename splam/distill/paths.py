@@ -16,10 +16,10 @@ from torch import Tensor
 
 from splam.config import Run, Trajectories
 from splam.data.images import built
-from splam.data.streams import Stream, batch_rows, iteration_generator
+from splam.data.streams import Samples, Stream, batch_rows, iteration_generator
 from splam.method.loss import draw_gamma
 from splam.method.sampling import draw_noise, generators
-from splam.method.schedule import Schedule, path_end, path_starts
+from splam.method.schedule import path_end, path_starts
 from splam.method.solver import ddim_step, guided_epsilon, solver_steps, sub_path
 from splam.method.subpath import SubPath
 from splam.networks.teacher import Teacher
@@ -76,17 +76,6 @@ class TrajectoryCache:
         """Read a saved cache. Raises FileNotFoundError."""
         return cls(**load_file(built(path, "trajectories")))
 
-    def one_step(self, rows: Tensor, skip: int, guidance_scale: float | Tensor, schedule: Schedule) -> SubPath:
-        """Paths of any k in one DDIM step (no multiple estimation); guidance_scale: any w, or one per path, (n,)."""
-        w, z_t, t = torch.as_tensor(guidance_scale).view(-1, 1, 1, 1), self.chain[rows, 0], self.t[rows]
-        epsilon, s = guided_epsilon(self.conditional[rows], self.unconditional[rows], w), path_end(t, skip)
-        return SubPath(z_t, t, ddim_step(z_t, epsilon, t, s, schedule), s)
-
-    def multiple_steps(self, rows: Tensor, skip: int) -> SubPath:
-        """Paths of skip k by multiple estimation: k / k_phi steps along the chain (Eq. 18)."""
-        steps, t = solver_steps(skip, int(self.solver_skip)), self.t[rows]
-        return SubPath(self.chain[rows, 0], t, self.chain[rows, steps], path_end(t, skip))
-
 
 class CachedPaths:
     """Batches from a TrajectoryCache: the same draws for all runs with the same seed and global batch."""
@@ -98,18 +87,23 @@ class CachedPaths:
 
     def batch(self, iteration: int, share: int, shares: int) -> Batch:
         """One share of the batch of one iteration, on the teacher's device."""
-        run, cache, size = self.run, self.cache, self.run.training.batch_size
-        rows = self.pool[batch_rows(iteration, size * shares, len(self.pool), run.seed)]
-        gamma, scales = draw_conditions(run, size * shares, iteration_generator(run.seed, iteration))
-        rows, gamma, scales = (value[share * size : (share + 1) * size] for value in (rows, gamma, scales))
-        if run.multiple_estimation and run.skip > int(cache.solver_skip):
-            path = cache.multiple_steps(rows, run.skip)
-        else:
-            path = cache.one_step(rows, run.skip, scales, self.teacher.schedule)
-        conditions = cache.embeddings[cache.caption[rows]].float(), gamma, scales
-        device = self.teacher.device
+        run, cache, size, device = self.run, self.cache, self.run.training.batch_size, self.teacher.device
+        rows = self.pool[batch_rows(iteration * shares + share, size, len(self.pool), run.seed)]
+        drawn = draw_conditions(run, size * shares, iteration_generator(run.seed, iteration))
+        gamma, scales = (value[share * size : (share + 1) * size] for value in drawn)
+        path, captions = self._path(rows, scales), cache.embeddings[cache.caption[rows]].float()
         path = SubPath(*(value.to(device) for value in vars(path).values()))
-        return Batch(path, *(value.to(device) for value in conditions))
+        return Batch(path, *(value.to(device) for value in (captions, gamma, scales)))
+
+    def _path(self, rows: Tensor, scales: Tensor) -> SubPath:
+        """The chain's k / k_phi steps of the run's w (Eq. 18), or without multiple estimation one of any w and k."""
+        run, cache = self.run, self.cache
+        z_t, t, solver_skip = cache.chain[rows, 0], cache.t[rows], int(cache.solver_skip)
+        s = path_end(t, run.skip)
+        if run.multiple_estimation and run.skip > solver_skip:
+            return SubPath(z_t, t, cache.chain[rows, solver_steps(run.skip, solver_skip)], s)
+        epsilon = guided_epsilon(cache.conditional[rows], cache.unconditional[rows], scales.view(-1, 1, 1, 1))
+        return SubPath(z_t, t, ddim_step(z_t, epsilon, t, s, self.teacher.schedule), s)
 
 
 class OnlinePaths:
@@ -122,14 +116,13 @@ class OnlinePaths:
     """
 
     def __init__(self, stream: Stream, run: Run, teacher: Teacher, settings: Trajectories):
-        """settings: k_phi and the share of empty captions. Raises ValueError if k is no multiple of k_phi."""
+        """settings: k_phi and the share of empty captions."""
         self.stream, self.run, self.teacher = stream, run, teacher
         self.empty_captions = settings.empty_captions
         several = run.multiple_estimation and run.skip > settings.solver_skip
         self.solver_skip = settings.solver_skip if several else run.skip
-        solver_steps(run.skip, self.solver_skip)  # raises here, not in the first iteration
         self.starts = path_starts(run.skip, run.training.short_ends, teacher.schedule.length)
-        self._open: Iterator[tuple[Tensor, list[str] | Tensor]] = iter(())
+        self._open: Iterator[Samples] = iter(())
         self._position = -1
 
     def batch(self, iteration: int, share: int, shares: int) -> Batch:
@@ -148,9 +141,7 @@ class OnlinePaths:
         path = sub_path(guided, z_t, t, run.skip, self.solver_skip, schedule)
         return Batch(path, captions, gamma, scales)
 
-    def _sample(
-        self, data: tuple[Tensor, list[str] | Tensor], sources: list[torch.Generator], dropped: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _sample(self, data: Samples, sources: list[torch.Generator], dropped: Tensor) -> tuple[Tensor, Tensor]:
         """Latents and caption embeddings of the stream's data; where `dropped`, the empty caption's."""
         (images, captions), teacher = data, self.teacher
         if isinstance(captions, Tensor):
@@ -165,7 +156,7 @@ class OnlinePaths:
             raise ValueError(f"the data's latents are {found}, the teacher's {wanted}: set data.resolution to its size")
         return latents, embeddings
 
-    def _next(self, iteration: int, share: int, shares: int) -> tuple[Tensor, list[str] | Tensor]:
+    def _next(self, iteration: int, share: int, shares: int) -> Samples:
         """The share's images and captions; the stream is reopened unless this call follows the last one."""
         micro_batches = self.run.training.gradient_accumulation_steps
         position = iteration * micro_batches + share // (shares // micro_batches)

@@ -13,7 +13,7 @@ from splam.data import shapes
 from splam.data.images import to_pixels
 from splam.data.latents import open_folder, save_batch
 from splam.data.pictures import SAMPLES
-from splam.data.streams import image_stream, training_facts
+from splam.data.streams import Stream, training_facts, training_images
 from splam.data.testsets import preview
 from splam.distill.paths import TrajectoryCache, digest
 from splam.method.sampling import draw_noise, generators
@@ -101,7 +101,8 @@ def encode_latents(params: Params, teacher: Teacher, data: Path, folder: Path) -
         "files": digest(data / images),
     }
     first = open_folder(folder, plan)
-    batches = image_stream(params.data, data, settings.batch_size, params.seed).batches(first)
+    source, workers = training_images(params.data, data), getattr(params.data, "workers", 0)
+    batches = Stream(source, settings.batch_size, params.seed, workers=workers).batches(first)
     for number in tqdm(range(first, count), "latents", total=count, initial=first, unit="batch", mininterval=2):
         pixels, captions = next(batches)
         mean, std = teacher.encode_distribution(pixels)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from splam.config import CocoData, PictureData
 from splam.data.pictures import survey
-from splam.data.streams import Stream, image_stream
+from splam.data.streams import Stream, training_images
 from tests.standins.sd import write_tar
 
 
@@ -48,7 +48,8 @@ def opened(tmp_path_factory):
     """A stream over settings, after the data stage's survey of them."""
 
     def stream(settings, *arguments, **more) -> Stream:
-        return image_stream(settings, surveyed(settings, tmp_path_factory.mktemp("survey")), *arguments, **more)
+        images = training_images(settings, surveyed(settings, tmp_path_factory.mktemp("survey")))
+        return Stream(images, *arguments, workers=settings.workers, **more)
 
     return stream
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from splam.data.captions import captions, read_rows
+from splam.data.captions import read_captions
 from splam.data.images import DataError
 
 
 def read(path, content: str | bytes) -> list[str]:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return captions(read_rows(path), path)
+    return [caption for _, caption in read_captions(path)]
 
 
 @pytest.mark.parametrize(

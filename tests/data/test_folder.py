@@ -11,7 +11,7 @@ from splam.data import testsets
 from splam.data.folder import read_folder
 from splam.data.images import DataError
 from splam.data.samples import is_held_out
-from splam.data.streams import image_stream
+from splam.data.streams import Stream, training_images
 from tests.data.conftest import encoded, take
 
 
@@ -126,14 +126,14 @@ def test_a_folder_is_trained_on_and_tested_with(settings, tmp_path):
     """Unseen are pictures that are held out, by their names' hashes; seen are pictures that are trained on."""
     out = tmp_path / "data"
     testsets.build(settings, out, seed=0)
-    stream = image_stream(settings, out, 4, seed=0)
+    stream = Stream(training_images(settings, out), 4, seed=0)
     trained = {caption for _, batch in take(stream, 60) for caption in batch}
     names = {f"picture {number}" for number in range(60) if number != 7 and not is_held_out(f"{number}.png", 0.4)}
     assert trained == names
-    assert testsets.dataset_names(settings) == ("unseen", "seen")
+    assert [*testsets.dataset_names(settings)] == ["unseen", "seen"]
     for dataset, protocol in (("unseen", "folder-held-out"), ("seen", "folder-training")):
         held = testsets.held_out_set(settings, out, dataset, 6)
-        assert (held.protocol, held.reference_count, held.size, held.independent) == (protocol, 8, 256, True)
+        assert (held.protocol, len(held.compared), held.size, held.independent) == (protocol, 8, 256, True)
         assert len(set(held.prompts) & trained) == (6 if dataset == "seen" else 0)
         real, references = (np.concatenate(list(images)) for images in (held.real(16), held.references()))
         assert real[:, 0, 0, 0].tolist() == [4 * int(prompt.split()[1]) for prompt in held.prompts]

@@ -50,7 +50,7 @@ def test_latents_of_another_plan_are_taken_away(tmp_path, capsys):
 
 
 def test_a_folder_without_latents_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run the latents stage first"):
+    with pytest.raises(FileNotFoundError, match=r"no .*index.json: run the latents stage \(dvc repro latents\) first"):
         LatentStore(tmp_path)
 
 

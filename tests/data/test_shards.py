@@ -9,10 +9,10 @@ from PIL import Image
 
 from splam.data import pictures, samples, shards
 from splam.data.images import DataError, decode
-from splam.data.pictures import Pictures, read_manifest, survey
+from splam.data.pictures import Pictures, survey
 from splam.data.samples import Tally, is_held_out
 from splam.data.shards import expand_shards, read_shard
-from splam.data.streams import image_stream
+from splam.data.streams import training_images
 from tests.data.conftest import encode, encoded, laion_settings, same, sample, surveyed, take, write_shard
 from tests.standins.sd import write_tar
 
@@ -51,8 +51,7 @@ def test_held_out_share_is_about_its_size_and_grows_by_inclusion():
 
 def test_held_out_samples_are_never_trained_on_and_counted(laion, opened, tmp_path):
     held = laion(held_out_share=0.3, test_images=5)
-    survey(held, tmp_path)
-    kept, facts = Pictures(held, tmp_path, "held_out"), read_manifest(tmp_path)
+    facts, kept = survey(held, tmp_path), Pictures(held, tmp_path, "held_out")
     captions = {kept.sample(row).caption for row in range(len(kept))}
     trained = {text for _, batch in take(opened(held, 8, seed=0), 30) for text in batch}
     assert len(captions) > 9 and not captions & trained and len(captions | trained) == 70
@@ -90,7 +89,7 @@ def test_pictures_of_no_use_are_counted_and_the_limit_names_its_key(tmp_path):
     small = {f"s{i}": {"png": encoded(i, size=size), "txt": b"x"} for i, size in enumerate([(1, 1), (3000, 1)])}
     shard = write_shard(tmp_path / "0.tar", {**small, **{f"g{i}": sample(i) for i in range(30)}})
     settings = laion_settings(shard, held_out_share=1e-9)
-    facts = read_manifest(surveyed(settings, tmp_path))
+    facts = survey(settings.model_copy(update={"test_images": 0}), tmp_path)
     assert facts["training"] == 30 and facts["faults"] == {f"{shard}: unfit sizes": 2}
     with pytest.raises(DataError, match=r"1 unfit sizes.*[31]x1 pixels, beyond data.smallest_side = 8, data.largest_r"):
         survey(settings.model_copy(update={"max_broken_share": 0}), tmp_path)
@@ -134,7 +133,7 @@ def test_a_truncated_shard_has_lost_what_the_others_hold(tmp_path):
 def test_keys_may_have_dots(tmp_path):
     """webdataset's own key ends at the first dot: 1,100 samples are one."""
     path = write_shard(tmp_path / "0.tar", {f"photo.{i:06d}": sample(i % 250) for i in range(1100)})
-    found = [(s.key, s.caption) for s in read_shard(path, Tally(0))]
+    found = [(s.key, s.caption) for s in read_shard(path, Tally(laion_settings(max_broken_share=0)))]
     assert found == [(f"photo.{i:06d}", str(i % 250)) for i in range(1100)]
 
 
@@ -146,8 +145,8 @@ def test_what_follows_the_end_of_a_shard_is_not_passed_over(tmp_path, damage):
     with tarfile.open(path) as tar:
         content[tar.getmembers()[10].offset] ^= 1
     (tmp_path / "0.tar").write_bytes(content if "header" in damage else 2 * (tmp_path / "0.tar").read_bytes())
-    with pytest.raises(DataError, match="0.tar: more follows its end"):
-        list(read_shard(path, Tally(0)))
+    with pytest.raises(DataError, match="0.tar: ReadError: more follows its end"):
+        list(read_shard(path, Tally(laion_settings(max_broken_share=0))))
 
 
 def test_what_is_in_a_shard_twice_or_beside_it_is_counted(tmp_path):
@@ -156,7 +155,7 @@ def test_what_is_in_a_shard_twice_or_beside_it_is_counted(tmp_path):
     texts = {"1": b"\xef\xbb\xbfa\n b ", "2": b"caf\xe9"}
     contents = (texts.get(name[0], b"x") if "txt" in name else encoded(9) for name in names)
     write_tar(tmp_path / "0.tar", zip(names, contents, strict=True))
-    tally = Tally(1)
+    tally = Tally(laion_settings(max_broken_share=1))
     found = [(s.key, s.caption) for s in read_shard(str(tmp_path / "0.tar"), tally)]
     assert found == [("0", "x"), ("1", "a b"), ("2", "")] and str(tally) == "0 samples, 1 repeated samples"
 
@@ -164,11 +163,11 @@ def test_what_is_in_a_shard_twice_or_beside_it_is_counted(tmp_path):
 def test_files_that_changed_since_they_were_surveyed_are_an_error(tmp_path):
     settings = laion_settings(write_shard(tmp_path / "0.tar", {str(i): sample(i) for i in range(30)}))
     with pytest.raises(FileNotFoundError, match=r"samples.db: run the data stage \(dvc repro data.dvc\) first"):
-        image_stream(settings, tmp_path, 1, seed=0)
+        training_images(settings, tmp_path)
     surveyed(settings, tmp_path)
     write_shard(tmp_path / "0.tar", {str(i): sample(i) for i in range(60)})
     with pytest.raises(DataError, match=r"0.tar is gone or has changed \(1 such files\): run the data stage again"):
-        image_stream(settings, tmp_path, 1, seed=0)
+        training_images(settings, tmp_path)
 
 
 def test_shards_that_are_of_no_use_are_named(tmp_path, opened):

@@ -42,7 +42,7 @@ def test_shapes_are_drawn_from_the_first_pictures_and_measured_by_the_others(sha
     held = held_out_set(SHAPES, shapes_folder, "unseen", 7)
     assert (held.protocol, held.size, held.independent) == ("shapes-unseen", 32, True)
     assert (stacked(held.real(32)) == split.images[:7]).all() and stacked(held.real(64)).shape == (7, 64, 64, 3)
-    assert (stacked(held.references()) == split.images[9:]).all() and held.reference_count == 5
+    assert (stacked(held.references()) == split.images[9:]).all() and len(held.compared) == 5
     assert held.prompts == split.captions()[:7] and all(" background" in prompt for prompt in held.prompts)
     with pytest.raises(DataError, match="shapes-unseen has 9 prompts and 5 references, 10 prompts are asked for"):
         held_out_set(SHAPES, shapes_folder, "unseen", 10)
@@ -51,7 +51,7 @@ def test_shapes_are_drawn_from_the_first_pictures_and_measured_by_the_others(sha
 def test_coco_sets_have_all_images_as_references(settings, folder):
     for dataset, protocol, count in (("unseen", "coco30k", 40), ("unseen-small", "coco5k", 20)):
         held = held_out_set(settings, folder, dataset, 8)
-        assert held.protocol == f"{protocol}-seeded-draw-at-32" and held.reference_count == count
+        assert held.protocol == f"{protocol}-seeded-draw-at-32" and len(held.compared) == count
         references, real = stacked(held.references()), stacked(held.real(32))
         assert references.shape == (count, 32, 32, 3) and real.shape == (8, 32, 32, 3) and not held.independent
         assert all((references == image).all((1, 2, 3)).any() for image in real)
@@ -65,7 +65,7 @@ def test_coco_sets_have_all_images_as_references(settings, folder):
 def test_laion_set_is_held_out_and_its_references_are_others(settings, folder):
     held = held_out_set(settings, folder, "seen", 5)
     references, real = stacked(held.references()), stacked(held.real(32))
-    assert (held.protocol, held.independent, held.reference_count) == ("laion-held-out", True, 6)
+    assert (held.protocol, held.independent, len(held.compared)) == ("laion-held-out", True, 6)
     assert references.shape == (6, 32, 32, 3) and real.shape == (5, 32, 32, 3) and len(held.prompts) == 5
     assert not any((references == image).all((1, 2, 3)).any() for image in real)
     with pytest.raises(DataError, match="laion-held-out has 6 prompts and 6 references, 7 prompts"):

@@ -62,7 +62,7 @@ def test_paths_have_the_solvers_steps_and_ends(teacher):
     assert torch.equal(several.s, (several.t - 40).clamp(min=0)) and torch.equal(one.s, several.s)
     assert torch.equal(one.z_t, several.z_t) and not torch.allclose(one.z_s, several.z_s, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="skip k = 50 is not a multiple of solver_skip k_phi = 20"):
-        online(teacher, skip=50)
+        online(teacher, skip=50).batch(0, 0, 1)
 
 
 def test_latents_computed_once_are_as_those_of_their_images(teacher):

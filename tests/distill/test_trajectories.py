@@ -9,7 +9,7 @@ import torch
 from splam.data import shapes
 from splam.data.images import DataError
 from splam.data.latents import LatentStore
-from splam.data.streams import image_stream
+from splam.data.streams import Stream, training_images
 from splam.distill.loop import open_distillation
 from splam.distill.trajectories import build_cache, encode_latents, make_draws
 from splam.measure.draw import OTHER_NOISE, sample_seeds
@@ -77,7 +77,8 @@ def test_they_are_of_a_trainings_images_drawn_once_and_a_stopped_stage_goes_on(s
     encode_latents(params, teacher, data, tmp_path / "out")
     whole, kept = contents(tmp_path / "out"), LatentStore(tmp_path / "out")
     assert len(kept) == 12  # 10 images are three whole batches of 4
-    for number, (pixels, captions) in zip(range(3), image_stream(params.data, data, 4, 0).batches(), strict=False):
+    batches = Stream(training_images(params.data, data), 4, 0).batches()
+    for number, (pixels, captions) in zip(range(3), batches, strict=False):
         latents, embeddings = kept.__getitems__([(row, "") for row in range(4 * number, 4 * number + 4)])
         mean, std = teacher.encode_distribution(pixels)
         assert ((latents - mean) / std).std() == pytest.approx(1, abs=0.1)
@@ -110,7 +111,7 @@ def test_a_training_reads_them_and_knows_others(shards, teacher, teacher_folder,
         (tmp_path / "latents").mkdir(exist_ok=True)
         (tmp_path / "latents/summary.json").write_text(json.dumps({"plan": LatentStore(folder).plan}))
 
-    with pytest.raises(FileNotFoundError, match="run the latents stage first, or set training.source to data"):
+    with pytest.raises(FileNotFoundError, match=r"run the latents stage \(dvc repro latents\) first"):
         open_distillation(params, RUN, tmp_path, data)
     encode(params)
     job = open_distillation(params, RUN, tmp_path, data)

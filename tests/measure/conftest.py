@@ -39,12 +39,9 @@ def extract(images: np.ndarray) -> np.ndarray:
 
 def held_out(independent: bool = True) -> HeldOut:
     """Nine captions of different lengths, 24 references, measured at 48 pixels."""
-
-    def real(size: int):
-        return iter([resize(IMAGES[:4], size), resize(IMAGES[4:9], size)])
-
     prompts = [f"image {i}" * (i + 1) for i in range(9)]
-    return HeldOut("a-set", prompts, 48, len(IMAGES), lambda: iter(np.split(IMAGES, 4)), real, independent)
+    compared = range(24, 48) if independent else range(24)
+    return HeldOut("a-set", prompts, 48, range(9), compared, lambda i, size: resize(IMAGES[[i % 24]], size)[0])
 
 
 @pytest.fixture
