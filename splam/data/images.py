@@ -46,8 +46,8 @@ def square(image: Image.Image, size: int, place: Place = CENTRE) -> np.ndarray:
     """Crop the largest square and resize it to `size` pixels by PIL's antialiased Lanczos: uint8 (size, size, 3)."""
     side, (across, down) = min(image.size), place
     left, top = round((image.width - side) * across), round((image.height - side) * down)
-    whole = flat(image)  # decodes: a broken file raises here
-    return np.asarray(whole.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)))
+    cut = flat(image).crop((left, top, left + side, top + side))  # decodes: a broken file raises here
+    return np.asarray(cut.resize((size, size), Image.Resampling.LANCZOS))  # which sees nothing beyond the square
 
 
 def decode(data: bytes, size: int, place: Place = CENTRE, fit: tuple[int, float] = (1, np.inf)) -> np.ndarray:
