@@ -43,6 +43,8 @@ def test_gamma_embedding_vanishes_at_one_and_is_continuous():
     assert embedding.shape == (1001, 16) and (embedding[-1] == 0).all()
     assert embedding[0].abs().max() > 0.1
     assert 0.009 < embedding.diff(dim=0).abs().max() < 0.01 + 1e-9  # 10 rad, in 1000 steps
+    between = subpath.gamma_embedding(gamma, 6, 9.0)[:, 1]  # the sines of the middle one of three frequencies
+    torch.testing.assert_close(between, (3 * gamma).sin() - torch.tensor(3.0).double().sin())  # geometric: 1, 3, 9
     with pytest.raises(ValueError, match="condition_width is 15: it must be even"):
         subpath.gamma_embedding(gamma, 15, 10.0)
 
