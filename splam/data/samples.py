@@ -61,7 +61,8 @@ class Tally:
             (most, worst), count = self.faults.most_common(1)[0]
             raise DataError(
                 f"more than data.max_broken_share = {allowed:g} of the samples are of no use: {self}; {count} {most} "
-                f"in {worst}, the last problem in {file}: {reason}. Replace such files, take them out, or raise it"
+                f"in {worst}, the last problem in {file}: {reason}. Replace such files, take them out, or raise "
+                "data.max_broken_share"
             )
 
     def __str__(self) -> str:

@@ -35,7 +35,7 @@ LEVEL_SHARES = (0.6, 0.2, 0.2)  # of the captions that models are trained on
 
 RADII = (9.0, 15.0)  # pixels
 MAX_TILT = 35.0  # degrees, each way
-PERIOD = 7.0  # pixels from stripe to stripe and from dot to dot; a checkered cell is half of it
+PERIOD = 7.0  # pixels of a pattern's tile, as in shapes.yaml: from stripe to stripe and from dot to dot
 
 # What a full caption names, in this order: shape, fill, colour, background.
 PARTS = (tuple(ASSETS["shapes"]), tuple(ASSETS["fills"]), tuple(COLOURS), tuple(COLOURS))
