@@ -6,18 +6,11 @@ from splam.config import ROOT, load_params
 from splam.report.metrics import load_metrics
 from splam.report.page import build, notebooks_to_html, summary
 
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m splam.report", description=__doc__)
-    parser.add_argument("--html", action="store_true", help="write build/executed as reports/PROFILE/html")
-    options, params = parser.parse_args(arguments), load_params()
-    folder = ROOT / "reports" / params.profile
-    if options.html:
-        notebooks_to_html(ROOT / "build/executed", folder / "html")
-    else:
-        print(summary(build(params, load_metrics(folder / "metrics"))), f"report: {folder / 'index.html'}", sep="\n")
-
-
-if __name__ == "__main__":
-    main()
+parser = argparse.ArgumentParser(prog="python -m splam.report", description=__doc__)
+parser.add_argument("--html", action="store_true", help="write build/executed as reports/PROFILE/html")
+options, params = parser.parse_args(), load_params()
+folder = ROOT / "reports" / params.profile
+if options.html:
+    notebooks_to_html(ROOT / "build/executed", folder / "html")
+else:
+    print(summary(build(params, load_metrics(folder / "metrics"))), f"report: {folder / 'index.html'}", sep="\n")
