@@ -37,7 +37,6 @@ def stages(pipeline: str) -> list[dict[str, object]]:
     ours = [stage for stage in whole if Path(stage.path).parent == (ROOT / pipeline).parent]
     names = {stage: stage.addressing.rpartition(":")[2].partition("@")[0] for stage in ours}
     graph = nx.relabel_nodes(whole.subgraph(ours), names)
-    graph.remove_edges_from([*nx.selfloop_edges(graph)])
     order = [*TopologicalSorter({name: sorted(graph[name]) for name in sorted(graph)}).static_order()]
     nearest, found = nx.transitive_reduction(graph), []
     for name in order:
