@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,13 +155,11 @@ def _scales(axis: Axes, points: pd.DataFrame, panel: dict[str, Any]) -> None:
         axis.yaxis.set_minor_formatter(lambda v, _: f"{v:g}" if f"{v:.0e}"[0] in "235" else "")
 
 
-def picture(path: Path) -> Figure:
+def picture(images: np.ndarray, columns: Sequence[str], prompts: Sequence[str], title: str) -> Figure:
     """A labelled grid of the images that the sample stage drew: a line for each prompt, a column for each system.
 
-    path: an .npz of images, uint8 (columns, prompts, h, w, 3), with `columns`, `prompts` and `title`.
+    images: uint8 (columns, prompts, h, w, 3).
     """
-    with np.load(path) as file:
-        images, columns, prompts, title = (file[key] for key in ("images", "columns", "prompts", "title"))
     figure = Figure((1.7 + 0.95 * len(columns), 0.75 + 0.95 * len(prompts)), layout="constrained", facecolor="white")
     bare = {"xticks": [], "yticks": [], "frame_on": False}
     axes = figure.subplots(len(prompts), len(columns), squeeze=False, subplot_kw=bare)
@@ -174,13 +173,11 @@ def picture(path: Path) -> Figure:
     return figure
 
 
-def sheet(path: Path, out: Path) -> dict[str, Any]:
+def sheet(images: np.ndarray, columns: Sequence[str], prompts: Sequence[str], out: Path) -> dict[str, Any]:
     """Write the images of `picture` for the page, one WebP without labels, each at most 160 pixels wide.
 
     Returns their columns, prompts, shape and `ours`: each column's distance from the teacher's.
     """
-    with np.load(path) as file:
-        images, columns, prompts = (file[key] for key in ("images", "columns", "prompts"))
     _, lines, height, width = images.shape[:4]
     whole = Image.fromarray(images.transpose(1, 2, 0, 3, 4).reshape(lines * height, -1, 3))
     whole.reduce(math.ceil(width / 160)).save(out, lossless=width <= 64, quality=85)
@@ -192,7 +189,7 @@ def sheet(path: Path, out: Path) -> dict[str, Any]:
     ]
     ours = f"root mean square difference from the teacher's images, pixels in [0, 1]: {'; '.join(far)}. "
     ours += "Students draw new noise in each step but the first, so that more steps differ more."
-    facts = {"columns": columns.tolist(), "prompts": prompts.tolist(), "shape": (width, height)}
+    facts = {"columns": list(columns), "prompts": list(prompts), "shape": (width, height)}
     return facts | {"ours": ours if far else ""}
 
 

@@ -99,8 +99,9 @@ def write_files(report: Report, folder: Path, samples: Path) -> dict[str, dict[s
             save(plot(name, report.points[name], report.metrics), file)
             drawn[name] = {"ours": ends(name, report.points[name])}
         elif (path := samples / f"{name}.npz").is_file():
-            save(picture(path), file)
-            drawn[name] = sheet(path, file.with_suffix(".webp"))
+            with np.load(path) as shown:
+                save(picture(**shown), file)
+                drawn[name] = sheet(shown["images"], shown["columns"], shown["prompts"], file.with_suffix(".webp"))
     for name, frame in frames.items():
         tables.write_csv(frame, folder / f"{name}.csv")
     return drawn

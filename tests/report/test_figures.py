@@ -74,29 +74,26 @@ def test_figure3b_keeps_students_measured_at_several_w(metrics, points):
 
 
 def test_a_picture_has_a_line_for_each_prompt_and_a_column_for_each_system(tmp_path):
-    path = write_samples(tmp_path / "samples") / "figure5.npz"
-    figure = picture(path)
+    samples = np.load(write_samples(tmp_path / "samples") / "figure5.npz")
+    figure = picture(**samples)
     shown = np.stack([np.asarray(axis.images[0].get_array()) for axis in figure.axes]).reshape(2, 4, 8, 8, 3)
-    np.testing.assert_array_equal(shown, np.swapaxes(np.load(path)["images"], 0, 1))
+    np.testing.assert_array_equal(shown, np.swapaxes(samples["images"], 0, 1))
     assert [axis.get_title() for axis in figure.axes[:4]] == ["a", "b", "c", "d"]
     assert figure.axes[4].get_ylabel().startswith("a plain pink heart")
 
 
 def test_a_caption_is_text_whatever_is_in_it(tmp_path):
     caption = "two_ for $5_{ or $6^, \\frac"  # to matplotlib a formula, and a broken one
-    images = np.zeros((1, 1, 8, 8, 3), np.uint8)
-    np.savez(tmp_path / "one.npz", images=images, columns=[caption], prompts=[caption], title=caption)
-    figure = picture(tmp_path / "one.npz")
+    figure = picture(np.zeros((1, 1, 8, 8, 3), np.uint8), [caption], [caption], caption)
     figures.save(figure, tmp_path / "one.png")
     assert figure.axes[0].get_ylabel().replace("\n", " ") == caption
 
 
 def test_a_sheet_has_every_image_where_the_page_looks_for_it(tmp_path):
-    path, out = tmp_path / "one.npz", tmp_path / "one.webp"
+    out = tmp_path / "one.webp"
     images = np.random.default_rng(0).integers(0, 256, (3, 2, 8, 8, 3), dtype=np.uint8)
     images[2] = images[0] // 255 * 255
-    np.savez(path, images=images, columns=["LCM", "SPLAM", "Teacher, 50 steps"], prompts=["a", "b"], title="")
-    facts = sheet(path, out)
+    facts = sheet(images, ["LCM", "SPLAM", "Teacher, 50 steps"], ["a", "b"], out)
     whole = np.asarray(Image.open(out).convert("RGB"))
     np.testing.assert_array_equal(whole[8:16, 16:24], images[2, 1])
     far = np.sqrt(np.square((images[1].astype(float) - images[2]) / 255).mean())
