@@ -11,7 +11,6 @@ import pandas as pd
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
 
 from splam.report.metrics import Metrics, where
@@ -158,7 +157,7 @@ def _scales(axis: Axes, points: pd.DataFrame, panel: dict[str, Any]) -> None:
 def picture(images: np.ndarray, columns: Sequence[str], prompts: Sequence[str], title: str) -> Figure:
     """A labelled grid of the images that the sample stage drew: a line for each prompt, a column for each system.
 
-    images: uint8 (columns, prompts, h, w, 3).
+    images: uint8 (columns, prompts, h, w, 3). Prompts are no formulas: "$5 and $6" is text.
     """
     figure = Figure((1.7 + 0.95 * len(columns), 0.75 + 0.95 * len(prompts)), layout="constrained", facecolor="white")
     bare = {"xticks": [], "yticks": [], "frame_on": False}
@@ -166,10 +165,10 @@ def picture(images: np.ndarray, columns: Sequence[str], prompts: Sequence[str], 
     for line, prompt, pictures in zip(axes, prompts, np.swapaxes(images, 0, 1), strict=True):
         for axis, image in zip(line, pictures, strict=True):
             axis.imshow(image, interpolation="nearest")
-        line[0].set_ylabel(textwrap.fill(prompt, 22), rotation=0, ha="right", va="center", fontsize=8)
+        line[0].set_ylabel(textwrap.fill(prompt, 22), rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
     for axis, name in zip(axes[0], columns, strict=True):
-        axis.set_title(textwrap.fill(name, 13), fontsize=8)
-    figure.suptitle(str(title), x=0.01, ha="left", fontsize=10.5)
+        axis.set_title(textwrap.fill(name, 13), fontsize=8, parse_math=False)
+    figure.suptitle(str(title), x=0.01, ha="left", fontsize=10.5, parse_math=False)
     return figure
 
 
@@ -205,6 +204,4 @@ def ends(name: str, points: pd.DataFrame) -> str:
 
 def save(figure: Figure, path: Path) -> None:
     """Write the figure as PNG, without the notes that would change its bytes."""
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # "$5 and $6" is no formula
     figure.savefig(path, dpi=130, metadata={"Software": None})
