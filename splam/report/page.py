@@ -164,10 +164,9 @@ def notebooks_to_html(executed: Path, out: Path) -> None:
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-    class Renderer(IPythonRenderer):
-        block_math, inline_math = staticmethod(partial(convert, display="block")), staticmethod(convert)
-
-    filters = {"markdown2html": MarkdownWithMath(renderer=Renderer(escape=False)).render}
+    renderer = IPythonRenderer(escape=False)
+    renderer.block_math, renderer.inline_math = partial(convert, display="block"), convert
+    filters = {"markdown2html": MarkdownWithMath(renderer=renderer).render}
     exporter = HTMLExporter(template_file=str(FOLDER / "notebook.html.j2"), filters=filters)
     out.mkdir(parents=True, exist_ok=True)
     done = [path for path in sorted(executed.glob("*.ipynb")) if not path.match("*.failed.ipynb")]
