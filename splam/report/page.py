@@ -17,7 +17,7 @@ from splam.report import ablations, made, rules, tables
 from splam.report.claims import CLAIMS, judge
 from splam.report.figures import FIGURES, ends, picture, plot, plotted_points, save, sheet
 from splam.report.metrics import QUOTED, UNDISTILLED, Metrics, steps_text, where
-from splam.report.rules import CANNOT_TELL, FAILS, FEW_SEEDS, HOLDS, MISSING, NOISE, REAL, REPORTED, TEACHER
+from splam.report.rules import CANNOT_TELL, FAILS, FEW_SEEDS, HOLDS, MISSING, NOISE, REAL, REPORTED
 
 FOLDER = Path(__file__).parent
 TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -113,8 +113,7 @@ def write_page(report: Report, folder: Path, drawn: dict[str, dict[str, Any]], p
     values = report.params.model_dump(mode="json")
     content = {"report": report, "drawn": drawn, "finding": finding(report), "tally": tally(report.verdicts)}
     content |= {"claims": CLAIMS, "marks": marks(report.verdicts, report.parts), "glyphs": GLYPHS, "figures": FIGURES}
-    content |= {"real": REAL, "teacher": TEACHER, "commit": made.commit(), "machine": made.machine()}
-    content |= {"stages": made.stages(pipeline), "executed": pipeline == "dvc.yaml"}
+    content |= {"made": made, "rules": rules, "stages": made.stages(pipeline), "executed": pipeline == "dvc.yaml"}
     content |= {"protocol": quoted.agg(lambda values: "; ".join(sorted(set(values) - {""}))).to_dict()}
     content |= {"parameters": yaml.safe_dump(values, sort_keys=False, default_flow_style=None)}
     helpers = {"places": places, "tables": tables, "where": where, "steps_text": steps_text}
