@@ -60,8 +60,7 @@ def check_gate(rows: pd.DataFrame, gate: Gate | None, steps: int) -> tuple[str, 
     """
     if gate is None:
         return "not applicable", "no number of this teacher's is known that this profile could be held to"
-    at = {"guidance_scale": gate.guidance_scale, "steps": steps}
-    teacher = where(rows, method="Teacher", dataset="unseen", **at).dropna(subset=["fid"])
+    teacher = where(rows, method="Teacher", dataset="unseen", guidance_scale=gate.guidance_scale, steps=steps)
     expected = f"{gate.fid:g} within {gate.tolerance:g} at w = {gate.guidance_scale:g}, {steps} steps"
     if teacher.empty:
         return "not passed", f"its teacher has not been measured yet ({expected}); believe no student's FID"
