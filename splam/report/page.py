@@ -1,6 +1,5 @@
 """A profile's report: what its metrics give, the files under reports/PROFILE, the pages and the summary."""
 
-import shutil
 import textwrap
 from dataclasses import dataclass
 from functools import partial
@@ -84,8 +83,7 @@ def write_files(report: Report, folder: Path, samples: Path) -> dict[str, dict[s
     The files leave out this machine's latencies, which differ in every run; the page shows them.
     """
     for kind in ("tables", "figures"):
-        shutil.rmtree(folder / kind, ignore_errors=True)  # a figure of other metrics must not stay
-        (folder / kind).mkdir(parents=True)
+        (folder / kind).mkdir(parents=True, exist_ok=True)
     frames, drawn = {"claims": report.verdicts, "claims_parts": report.parts, "ablations": report.ablations}, {}
     for name, table in report.tables.items():
         frames[f"tables/{name}"] = table = table.drop(columns="latency_s", errors="ignore")
