@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -48,9 +48,7 @@ class Distillation:
         self.run, self.teacher, self.source, self.facts = run, teacher, source, facts or {}
         self.caption, self.card, self.losses = "", (), []  # caption: of the pictures drawn on the way
         training, device = run.training, teacher.device.type
-        once = GradientAccumulationPlugin(num_steps=1)  # ACCELERATE_GRADIENT_ACCUMULATION_STEPS overrides the argument
-        plain = {"mixed_precision": "no", "dynamo_backend": "no", "gradient_accumulation_plugin": once}
-        self.accelerator = Accelerator(cpu=device == "cpu", **plain)
+        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", dynamo_backend="no")
         set_determinism(training, device)
         torch.manual_seed(run.seed)  # a LoRA adapter's first values
         self.student = make_student(teacher.unet, run)
@@ -87,7 +85,7 @@ class Distillation:
             # Processes exchange their gradients once, with the last micro-batch.
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 loss = self.loss(iteration, share, micro_batches * processes)
-                self.accelerator.backward(loss / micro_batches)
+                (loss / micro_batches).backward()
             losses.append(loss.detach())
         return torch.stack(losses).mean()
 
