@@ -13,8 +13,8 @@ from splam.distill.checkpoints import CheckpointError
 from splam.distill.loop import open_distillation, train
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m splam.distill", description=__doc__)
     parser.add_argument("run", help="a name under `runs` in the parameters")
     parser.add_argument("--params", type=Path, default=PARAMS, help="%(default)s")
@@ -27,10 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
         job = open_distillation(params, run, build, options.data)
         list(train(job, build / "scratch/distill" / params.profile / run, build / "runs" / run))
     except (ParamsError, DataError, CheckpointError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

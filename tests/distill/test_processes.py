@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -96,12 +97,11 @@ def test_two_processes_train_as_one_and_go_on_where_it_stopped(teacher_folder, d
     assert (two - one).norm() < 1e-3 * (one - start).norm()
 
 
-def test_the_command_line_names_what_is_wrong(teacher_folder, data, tmp_path, capsys):
+def test_the_command_line_names_what_is_wrong(teacher_folder, data, tmp_path):
     line = arguments(tmp_path / "build", teacher_folder, data)
-    assert main(["splam-s9", *line[1:]]) == 1
-    assert "there is no run 'splam-s9'" in capsys.readouterr().err
-    with locked(tmp_path / "build" / SCRATCH):
-        assert main(line) == 1
-    assert f"{RUN} is being trained by another process" in capsys.readouterr().err
-    assert main([RUN, *line[1:3], "--build", str(tmp_path / "none")]) == 1
-    assert "none/teacher is" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="there is no run 'splam-s9'"):
+        main(["splam-s9", *line[1:]])
+    with locked(tmp_path / "build" / SCRATCH), pytest.raises(SystemExit, match=f"{RUN} is being trained by another"):
+        main(line)
+    with pytest.raises(SystemExit, match="none/teacher is"):
+        main([RUN, *line[1:3], "--build", str(tmp_path / "none")])
