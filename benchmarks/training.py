@@ -40,7 +40,7 @@ def a_run(method: str, skip: int, adapter: str | None = None, **training: Any) -
 
 def online(batch: tuple, run: Run, teacher: Teacher) -> OnlinePaths:
     """Paths of one batch again and again, so that reading is not what is measured."""
-    stream: Any = SimpleNamespace(batches=lambda position: itertools.repeat(batch))
+    stream: Any = SimpleNamespace(batches=lambda *_: itertools.repeat(batch))
     return OnlinePaths(stream, run, teacher, profile("tiny").trajectories)
 
 

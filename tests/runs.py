@@ -48,22 +48,19 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @dataclass
 class FakeStream:
-    """Batch number n of random images and captions that name it, of one of `ranks`; `entered` is where it was entered.
+    """Batch number n of random images and captions that name it; `entered` is where it was entered.
 
     Sample i of the line is the same however it is cut into batches.
     """
 
     size: int
-    rank: int = 0
-    ranks: int = 1
     pixels: int = 32
     entered: list[int] = field(default_factory=list)
 
-    def batches(self, start=0):
+    def batches(self, start=0, stride=1):
         self.entered.append(start)
-        for number in itertools.count(start):
-            first = (number * self.ranks + self.rank) * self.size
-            places = range(first, first + self.size)
+        for number in itertools.count(start, stride):
+            places = range(number * self.size, (number + 1) * self.size)
             sources = (torch.Generator().manual_seed(i) for i in places)
             images = [torch.rand(3, self.pixels, self.pixels, generator=source) for source in sources]
             yield torch.stack(images) * 2 - 1, [f"image {i}" for i in places]

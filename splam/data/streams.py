@@ -41,24 +41,22 @@ def batch_rows(number: int, batch: int, pool: int, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Stream:
-    """Every sample once, then in another order, without end, split over ranks; a batch depends on its number alone.
+    """Every sample once, then in another order, without end; a batch depends on its number alone.
 
-    batch_size: of this process; workers: processes that read ahead, 0 to read in this one.
+    workers: processes that read ahead, 0 to read in this one.
     """
 
     samples: shapes.Split | Pictures | LatentStore
     batch_size: int
     seed: int
-    rank: int = 0
-    ranks: int = 1
     workers: int = 0
 
-    def batches(self, start: int = 0) -> Iterator[Samples]:
-        """Batches from number `start` on."""
+    def batches(self, start: int = 0, stride: int = 1) -> Iterator[Samples]:
+        """Every stride-th batch, from number `start` on."""
         return iter(
             DataLoader(
                 self.samples,
-                batch_sampler=map(self._picks, itertools.count(start * self.ranks + self.rank, self.ranks)),
+                batch_sampler=map(self._picks, itertools.count(start, stride)),
                 collate_fn=tuple,  # as it is
                 num_workers=self.workers,
                 multiprocessing_context="spawn" if self.workers else None,  # forking is not safe beside CUDA or threads
@@ -66,10 +64,10 @@ class Stream:
             )
         )
 
-    def _picks(self, share: int) -> list[tuple[int, str]]:
-        """The rows of a share, batch number x ranks + rank, and a seed for each."""
-        rows = batch_rows(share, self.batch_size, len(self.samples), self.seed).tolist()
-        return [(row, f"{self.seed}/{share * self.batch_size + i}") for i, row in enumerate(rows)]
+    def _picks(self, number: int) -> list[tuple[int, str]]:
+        """The rows of a batch, and a seed for each."""
+        rows = batch_rows(number, self.batch_size, len(self.samples), self.seed).tolist()
+        return [(row, f"{self.seed}/{number * self.batch_size + i}") for i, row in enumerate(rows)]
 
 
 def training_images(data: ShapesData | PictureData, folder: Path) -> shapes.Split | Pictures:

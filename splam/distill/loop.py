@@ -236,6 +236,5 @@ def _open_source(params: Params, run: Run, teacher: Teacher, build: Path, data: 
     else:
         source = training_images(params.data, data)
         facts |= {f"data.{key}": value for key, value in training_facts(params.data).items()}
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    stream = Stream(source, run.training.batch_size, run.seed, rank, ranks, getattr(params.data, "workers", 0))
+    stream = Stream(source, run.training.batch_size, run.seed, getattr(params.data, "workers", 0))
     return OnlinePaths(stream, run, teacher, settings), facts

@@ -111,8 +111,8 @@ class OnlinePaths:
 
     At Stable Diffusion's size a cache of millions of trajectories would be larger than the images.
 
-    A batch of the stream holds training.batch_size samples for this process. All else is drawn for the global batch as
-    a whole, noise with one seed per sample, so the number of processes and micro-batches does not matter.
+    A batch of the stream is a share: training.batch_size samples. All else is drawn for the global batch as a whole,
+    noise with one seed per sample, so the number of processes and micro-batches does not matter.
     """
 
     def __init__(self, stream: Stream, run: Run, teacher: Teacher, settings: Trajectories):
@@ -123,7 +123,7 @@ class OnlinePaths:
         self.solver_skip = settings.solver_skip if several else run.skip
         self.starts = path_starts(run.skip, run.training.short_ends, teacher.schedule.length)
         self._open: Iterator[Samples] = iter(())
-        self._position = -1
+        self._due = -1
 
     def batch(self, iteration: int, share: int, shares: int) -> Batch:
         """One share of the batch of one iteration, on the teacher's device."""
@@ -158,11 +158,11 @@ class OnlinePaths:
 
     def _next(self, iteration: int, share: int, shares: int) -> Samples:
         """The share's images and captions; the stream is reopened unless this call follows the last one."""
-        micro_batches = self.run.training.gradient_accumulation_steps
-        position = iteration * micro_batches + share // (shares // micro_batches)
-        if position != self._position:
-            self._open = self.stream.batches(position)
-        self._position = position + 1
+        number = iteration * shares + share
+        processes = shares // self.run.training.gradient_accumulation_steps
+        if number != self._due:
+            self._open = self.stream.batches(number, processes)
+        self._due = number + processes
         return next(self._open)
 
 

@@ -38,7 +38,7 @@ def test_ranks_share_the_batches_of_one_and_permute_an_epoch_once(monkeypatch):
     whole, orders, permute = take(Stream(SPLIT, 4, seed=0), 5), [], torch.randperm  # 20 samples, 4 epochs
     monkeypatch.setattr(torch, "randperm", lambda *args, **more: orders.append(args) or permute(*args, **more))
     epoch_order.cache_clear()
-    ranks = [Stream(SPLIT, 1, 0, rank, ranks=4).batches() for rank in range(4)]
+    ranks = [Stream(SPLIT, 1, seed=0).batches(rank, 4) for rank in range(4)]
     for batch in whole:
         shares = [next(rank) for rank in ranks]
         assert same([(torch.cat([p for p, _ in shares]), [c for _, (c,) in shares])], [batch])

@@ -27,7 +27,7 @@ def test_a_batch_is_the_same_however_it_is_cut(teacher, processes, micro_batches
     size, shares = 4 // (processes * micro_batches), processes * micro_batches
     training = {"batch_size": size, "gradient_accumulation_steps": micro_batches}
     parts = [
-        online(teacher, FakeStream(size, share % processes, processes), training=training).batch(3, share, shares)
+        online(teacher, FakeStream(size), training=training).batch(3, share, shares)
         for share in range(shares)  # the trainer's numbering: micro-batch x processes + rank
     ]
     assert_same(parts, online(teacher).batch(3, 0, 1))
@@ -70,7 +70,7 @@ def test_latents_computed_once_are_as_those_of_their_images(teacher):
     pixels, captions = next(FakeStream(12).batches())
     (mean, std), embeddings = teacher.encode_distribution(pixels), teacher.embed(captions)
 
-    def batches(start=0):
+    def batches(start, stride):
         for number in range(start, 3):
             yield mean[4 * number : 4 * number + 4], embeddings[4 * number : 4 * number + 4]
 
