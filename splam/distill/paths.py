@@ -119,8 +119,7 @@ class OnlinePaths:
         """settings: k_phi and the share of empty captions."""
         self.stream, self.run, self.teacher = stream, run, teacher
         self.empty_captions = settings.empty_captions
-        several = run.multiple_estimation and run.skip > settings.solver_skip
-        self.solver_skip = settings.solver_skip if several else run.skip
+        self.solver_skip = settings.solver_skip if run.multiple_estimation else run.skip
         self.starts = path_starts(run.skip, run.training.short_ends, teacher.schedule.length)
         self._open: Iterator[Samples] = iter(())
         self._due = -1
