@@ -148,8 +148,7 @@ class OnlinePaths:
             embeddings = torch.where(dropped.to(teacher.device).view(-1, 1, 1), teacher.empty, embeddings)
         else:
             kept = ["" if drop else caption for caption, drop in zip(captions, dropped.tolist(), strict=True)]
-            embeddings, (mean, std) = teacher.embed(kept), teacher.encode_distribution(images)
-            latents = mean + std * draw_noise(sources, mean.shape[1:], mean.device)
+            latents, embeddings = teacher.encode(images, sources), teacher.embed(kept)
         if latents.shape[1:] != teacher.latent_shape:
             found, wanted = tuple(latents.shape[1:]), teacher.latent_shape
             raise ValueError(f"the data's latents are {found}, the teacher's {wanted}: set data.resolution to its size")

@@ -16,7 +16,7 @@ from splam.data.pictures import SAMPLES
 from splam.data.streams import Stream, training_facts, training_images
 from splam.data.testsets import preview
 from splam.distill.paths import TrajectoryCache, digest
-from splam.method.sampling import draw_noise, generators
+from splam.method.sampling import generators
 from splam.method.schedule import ddim_grid
 from splam.method.solver import guided_epsilon, solver_chain
 from splam.networks.teacher import Teacher
@@ -105,7 +105,6 @@ def encode_latents(params: Params, teacher: Teacher, data: Path, folder: Path) -
     batches = Stream(source, settings.batch_size, params.seed, workers=workers).batches(first)
     for number in tqdm(range(first, count), "latents", total=count, initial=first, unit="batch", mininterval=2):
         pixels, captions = next(batches)
-        mean, std = teacher.encode_distribution(pixels)
-        seeds = np.random.default_rng((params.seed, number)).integers(2**62, size=len(mean)).tolist()
-        latents = mean + std * draw_noise(generators(seeds), mean.shape[1:], mean.device)
+        seeds = np.random.default_rng((params.seed, number)).integers(2**62, size=len(pixels)).tolist()
+        latents = teacher.encode(pixels, generators(seeds))
         save_batch(folder, number, latents, teacher.embed(captions), getattr(torch, settings.dtype))

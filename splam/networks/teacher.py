@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from splam.config import ROOT, Params
 from splam.method.loss import Network
+from splam.method.sampling import draw_noise
 from splam.method.schedule import Schedule, ddim_grid, to_epsilon
 from splam.method.solver import Epsilon, guided_epsilon
 
@@ -112,15 +113,15 @@ class Teacher:
         """Caption embeddings (n, tokens, d), float32."""
         return embed_captions(self.tokenizer, self.text_encoder, captions).float()
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """E(x) x scaling_factor: pixels (n, 3, h, w) in [-1, 1] to mean latents (n, c, h/f, w/f), float32."""
-        return self.encode_distribution(pixels)[0]
-
     @torch.no_grad()
-    def encode_distribution(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std of the scaled latents, each (n, c, h/f, w/f); always in float32."""
+    def encode(self, pixels: Tensor, sources: list[torch.Generator] | None = None) -> Tensor:
+        """E(x) x scaling_factor: pixels (n, 3, h, w) in [-1, 1] to latents (n, c, h/f, w/f), float32.
+
+        They are means, or with a generator for each image a draw of it.
+        """
         latents, scale = self.vae.encode(pixels.to(self.device)).latent_dist, self.vae.config.scaling_factor
-        return latents.mean.float() * scale, latents.std.float() * scale
+        mean, std = latents.mean * scale, latents.std * scale
+        return mean + std * draw_noise(sources, mean.shape[1:], mean.device) if sources else mean
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch_size: int = 50) -> Tensor:
