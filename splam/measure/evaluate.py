@@ -174,7 +174,7 @@ def pipeline_rows(bench: Bench, name: str) -> Iterator[Row]:
     """A third-party pipeline, which is not compared with the teacher's images."""
     chosen = bench.params.pipelines[name]
     dtype, w = getattr(torch, chosen.dtype), chosen.guidance_scale
-    pipeline = open_any(chosen.source, chosen.scheduler, chosen.lora, dtype, bench.teacher.device)
+    pipeline = open_any(chosen.source, chosen.scheduler, chosen.lora, dtype).to(bench.teacher.device)
     how = {"dtype": chosen.dtype, "sampler": type(pipeline.scheduler).__name__}
     facts = _others(bench.params, name, chosen.method) | how
     system = System(facts, partial(draw_images, pipeline, guidance_scale=w), {w: None})

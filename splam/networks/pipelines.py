@@ -11,11 +11,7 @@ from splam.networks.teacher import HUB_ID, open_pipeline, to_images
 
 
 def open_any(
-    source: str | Path,
-    scheduler: str | None = None,
-    lora: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    source: str | Path, scheduler: str | None = None, lora: str | None = None, dtype: torch.dtype = torch.float32
 ):
     """The stock pipeline of a folder or hub id; scheduler: a diffusers class in place of its own; lora: an adapter.
 
@@ -24,7 +20,7 @@ def open_any(
     import diffusers
 
     pipeline = open_pipeline(source, dtype)
-    pipeline.to(device).set_progress_bar_config(disable=True)
+    pipeline.set_progress_bar_config(disable=True)
     if scheduler is not None:
         if not scheduler.endswith("Scheduler") or not hasattr(diffusers, scheduler):
             raise ValueError(f"diffusers has no scheduler {scheduler!r}: name one of its classes, such as LCMScheduler")
