@@ -44,10 +44,9 @@ def _load_adapter(pipeline, lora: str) -> None:
     except Exception as error:  # what keys of another model lead to
         raise ValueError(f"{lora} is no adapter of this pipeline: {error!r}") from None
     networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    weights = [named for network in networks for named in network.named_parameters()]
-    loaded = {digest(weight) for name, weight in weights if ".adapter." in name}
-    left = [key for key, weight in asked.items() if digest(weight) not in loaded]
     layers = [layer for network in networks for layer in network.modules() if "adapter" in getattr(layer, "lora_A", ())]
+    loaded = {digest(part["adapter"].weight) for layer in layers for part in (layer.lora_A, layer.lora_B)}
+    left = [key for key, weight in asked.items() if digest(weight) not in loaded]
     if left or not any(layer.get_delta_weight("adapter").any() for layer in layers):
         names = ", ".join([*left, *asked][:3])
         raise ValueError(f"{lora}: {len(left or asked)} of {len(asked)} weights change nothing, such as {names}")
