@@ -63,9 +63,6 @@ class TrajectoryCache:
     guidance_scale: Tensor
     solver_skip: Tensor
 
-    def __len__(self) -> int:
-        return len(self.t)
-
     def save(self, path: Path) -> None:
         """Write as safetensors."""
         path.parent.mkdir(parents=True, exist_ok=True)
