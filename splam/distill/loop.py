@@ -67,8 +67,7 @@ class Distillation:
         """One optimizer step, then the average's (Alg. 1); returns this process's mean loss."""
         draws = iteration_generator(self.run.seed, iteration)
         torch.manual_seed(int(torch.randint(2**62, (), generator=draws)) + self.accelerator.process_index)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(iteration, self.run)
+        self.optimizer.param_groups[0]["lr"] = learning_rate(iteration, self.run)
         loss = self.gradients(iteration)
         self.accelerator.clip_grad_norm_([p for p, _ in self.trained], self.run.training.max_grad_norm)
         self.optimizer.step()
