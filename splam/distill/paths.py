@@ -114,8 +114,7 @@ class OnlinePaths:
 
     def __init__(self, stream: Stream, run: Run, teacher: Teacher, settings: Trajectories):
         """settings: k_phi and the share of empty captions."""
-        self.stream, self.run, self.teacher = stream, run, teacher
-        self.empty_captions = settings.empty_captions
+        self.stream, self.run, self.teacher, self.settings = stream, run, teacher, settings
         self.solver_skip = settings.solver_skip if run.multiple_estimation else run.skip
         self.starts = path_starts(run.skip, run.training.short_ends, teacher.schedule.length)
         self._open: Iterator[Samples] = iter(())
@@ -128,7 +127,7 @@ class OnlinePaths:
         generator = iteration_generator(run.seed, iteration)
         gamma, scales = draw_conditions(run, count, generator)
         t = self.starts[torch.randint(len(self.starts), (count,), generator=generator)]
-        dropped = torch.rand(count, generator=generator) < self.empty_captions
+        dropped = torch.rand(count, generator=generator) < self.settings.empty_captions
         sources = generators(torch.randint(2**62, (count,), generator=generator)[mine].tolist())
         gamma, scales, t = (value[mine].to(device) for value in (gamma, scales, t))
         latents, captions = self._sample(self._next(iteration, share, shares), sources, dropped[mine])
