@@ -129,8 +129,8 @@ class OnlinePaths:
         t = self.starts[torch.randint(len(self.starts), (count,), generator=generator)]
         dropped = torch.rand(count, generator=generator) < self.settings.empty_captions
         sources = generators(torch.randint(2**62, (count,), generator=generator)[mine].tolist())
-        gamma, scales, t = (value[mine].to(device) for value in (gamma, scales, t))
-        latents, captions = self._sample(self._next(iteration, share, shares), sources, dropped[mine])
+        gamma, scales, t, dropped = (value[mine].to(device) for value in (gamma, scales, t, dropped))
+        latents, captions = self._sample(self._next(iteration, share, shares), sources, dropped)
         z_t = schedule.add_noise(latents, draw_noise(sources, latents.shape[1:], device), t)
         guided = self.teacher.guided(captions, scales.view(-1, 1, 1, 1))
         path = sub_path(guided, z_t, t, run.skip, self.solver_skip, schedule)
@@ -140,11 +140,10 @@ class OnlinePaths:
         """Latents and caption embeddings of the stream's data; where `dropped`, the empty caption's."""
         (images, captions), teacher = data, self.teacher
         if isinstance(captions, Tensor):
-            latents, embeddings = (value.to(teacher.device).float() for value in data)
-            embeddings = torch.where(dropped.to(teacher.device).view(-1, 1, 1), teacher.empty, embeddings)
+            latents, embeddings = (value.to(teacher.device) for value in data)
         else:
-            kept = ["" if drop else caption for caption, drop in zip(captions, dropped.tolist(), strict=True)]
-            latents, embeddings = teacher.encode(images, sources), teacher.embed(kept)
+            latents, embeddings = teacher.encode(images, sources), teacher.embed(captions)
+        embeddings = torch.where(dropped.view(-1, 1, 1), teacher.empty, embeddings)
         if latents.shape[1:] != teacher.latent_shape:
             found, wanted = tuple(latents.shape[1:]), teacher.latent_shape
             raise ValueError(f"the data's latents are {found}, the teacher's {wanted}: set data.resolution to its size")
