@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from splam.config import ROOT, PictureData
+from splam.config import PictureData
 from splam.data.folder import read_folder
 from splam.data.images import CENTRE, DataError, Place, built, to_pixels
 from splam.data.samples import Sample, Tally, is_held_out
@@ -49,7 +49,7 @@ def survey(settings: PictureData, folder: Path) -> dict[str, Any]:
 
 
 def _note(tally: Tally, decoded: dict[str, int], notes: sqlite3.Connection) -> dict[str, int]:
-    """Note the samples of use in a table for each share, and their files' sizes; returns how many each has.
+    """Note the samples of use in a table for each share; returns how many each has.
 
     decoded: how many of a share's first ones are read as a whole.
     """
@@ -61,9 +61,6 @@ def _note(tally: Tally, decoded: dict[str, int], notes: sqlite3.Connection) -> d
         if tally.opened(sample, int(found[share] < decoded[share])) is not None:
             found[share] += 1
             notes.execute(f"INSERT INTO {share} VALUES (?, ?, ?, ?, ?)", sample)
-    files = notes.execute("SELECT file FROM training UNION SELECT file FROM held_out").fetchall()
-    notes.execute("CREATE TABLE files (name TEXT, size INTEGER)")
-    notes.executemany("INSERT INTO files VALUES (?, ?)", ((name, (ROOT / name).stat().st_size) for (name,) in files))
     notes.commit()
     return found
 
@@ -88,14 +85,9 @@ class Pictures:
     """A share of the samples, "training" or "held_out", read from where they lie."""
 
     def __init__(self, settings: PictureData, folder: Path, share: str):
-        """folder: what survey has written into. Raises DataError if a file is gone, or has another size now."""
+        """folder: what survey has written into. Raises FileNotFoundError if it has not."""
         self.settings, self.folder, self.share, self.tally = settings, folder, share, Tally(settings)
         self.notes = sqlite3.connect(f"{built(folder / SAMPLES).resolve().as_uri()}?immutable=1", uri=True)
-        sizes = dict(self.notes.execute("SELECT name, size FROM files"))
-        changed = [name for name in sizes if not (file := ROOT / name).is_file() or file.stat().st_size != sizes[name]]
-        if changed:
-            remedy = "run the data stage again (dvc repro data.dvc)"
-            raise DataError(f"{changed[0]} is gone or has changed ({len(changed):,} such files): {remedy}")
         ((self.count,),) = self.notes.execute(f"SELECT COUNT(*) FROM {share}")
 
     def __reduce__(self) -> tuple:

@@ -42,11 +42,11 @@ class Tally:
         elif not sample.caption:
             kind, reason = "missing captions", "there is no caption in UTF-8 beside it"
         else:
+            with (ROOT / sample.file).open("rb") as file:
+                file.seek(sample.offset)
+                content = file.read(sample.size)
             try:
-                with (ROOT / sample.file).open("rb") as file:
-                    file.seek(sample.offset)
-                    fit = self.settings.smallest_side, self.settings.largest_ratio
-                    return decode(file.read(sample.size), size, place, fit)
+                return decode(content, size, place, (self.settings.smallest_side, self.settings.largest_ratio))
             except Exception as error:  # PIL's decoders raise whatever a broken file leads them to
                 kind = "unfit sizes" if isinstance(error, SizeError) else "broken images"
                 reason = f"{type(error).__name__}: {error}"

@@ -71,10 +71,7 @@ class Stream:
 
 
 def training_images(data: ShapesData | PictureData, folder: Path) -> shapes.Split | Pictures:
-    """The training images of any kind of data; folder: what the data stage wrote.
-
-    Raises DataError for pictures that have changed since.
-    """
+    """The training images of any kind of data; folder: what the data stage wrote."""
     return shapes.Split.load(folder / "train") if data.kind == "shapes" else Pictures(data, folder, "training")
 
 
