@@ -24,14 +24,11 @@ Features = Callable[[np.ndarray], np.ndarray]
 """Images uint8 (n, h, w, 3) to features float32 (n, d)."""
 
 
-def check_images(images: np.ndarray) -> None:
-    """Raise ValueError for anything but uint8 images (n, h, w, 3)."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise ValueError(f"images are {images.dtype} {images.shape}: give a uint8 array (n, h, w, 3)")
-
-
 def load_features(name: str, device: torch.device | str = "cpu") -> Features:
-    """The feature function of FID, always in float32: "efficientnet_lite0" (d = 1280) or "inception" (d = 2048)."""
+    """The feature function of FID, always in float32: "efficientnet_lite0" (d = 1280) or "inception" (d = 2048).
+
+    It raises ValueError for anything but uint8 images (n, h, w, 3).
+    """
     from cleanfid.resize import make_resizer
 
     networks = {"efficientnet_lite0": (_efficientnet_lite0, 64), "inception": (_inception, 299)}
@@ -41,7 +38,8 @@ def load_features(name: str, device: torch.device | str = "cpu") -> Features:
 
     @torch.no_grad()
     def features(images: np.ndarray) -> np.ndarray:
-        check_images(images)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise ValueError(f"images are {images.dtype} {images.shape}: give a uint8 array (n, h, w, 3)")
         found = []
         with ThreadPoolExecutor() as pool:
             for first in range(0, len(images), BATCH):
