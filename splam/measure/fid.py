@@ -132,21 +132,15 @@ def mean_kernel(a: np.ndarray, b: np.ndarray | None = None) -> float:
     return (total - float(itself)) / (len(a) * (len(a) - 1))
 
 
-def precision_recall(reference: np.ndarray, generated: np.ndarray, radii: np.ndarray) -> tuple[float, float]:
-    """Improved precision and recall of features (n, d) and (m, d) (Kynkäänniemi et al., 2019), both in [0, 1].
+def share_within(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> float:
+    """The share of points (n, d) within a ball of one of the centres (m, d), of the centre's radius (m,).
 
-    Precision is the share of generated images within the nearest-neighbour balls of the reference, of radii
-    neighbour_distances(reference); recall swaps the two.
+    With neighbour_distances(centres) as radii, it is improved precision if generated images are the points and real
+    ones the centres, and improved recall the other way round (Kynkäänniemi et al., 2019); both in [0, 1].
     """
-    fake_radii = torch.from_numpy(neighbour_distances(generated))
-    real, fake, real_radii = (torch.from_numpy(a.astype(np.float64)) for a in (reference, generated, radii))
-    caught = torch.zeros(len(fake), dtype=torch.bool)
-    covered = 0
-    for rows, within in zip(real.split(ROWS), real_radii.split(ROWS), strict=True):
-        distances = torch.cdist(rows, fake)
-        caught |= (distances <= within[:, None]).any(0)
-        covered += int((distances <= fake_radii).any(1).sum())
-    return float(caught.double().mean()), covered / len(real)
+    x, y, within = (torch.from_numpy(a.astype(np.float64)) for a in (points, centres, radii))
+    caught = [(torch.cdist(rows, y) <= within).any(1) for rows in x.split(ROWS)]
+    return float(torch.cat(caught).double().mean())
 
 
 def neighbour_distances(features: np.ndarray) -> np.ndarray:

@@ -108,7 +108,8 @@ class Measure:
             found, drawn = features[:count], fid.FeatureStatistics.of(features[:count])
             columns = {"images": len(found), "fid": fid.fid(self.statistics, drawn)}
             columns["kid"] = fid.kid(reference, found, self.kernel)
-            columns["precision"], columns["recall"] = fid.precision_recall(reference, found, radii)
+            columns["precision"] = fid.share_within(found, reference, radii)
+            columns["recall"] = fid.share_within(reference, found, fid.neighbour_distances(found))
             for column, text in self.references.clip_text.items():
                 columns[column] = clip_score(clip_features[column][:count], text[:count])
             if len(right):
