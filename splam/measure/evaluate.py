@@ -91,14 +91,15 @@ class Bench:
         self.show(dataset, steps, images)
         row = measure(images)
         for (w, teacher), (name, count) in product(system.teachers.items(), counts.items()):
-            facts = {**self.quote(test_set), **system.facts, "guidance_scale": w, "dataset": name, "steps": steps}
-            yield dict.fromkeys(COLUMNS) | facts | row(count, teacher if test_set == "unseen" else None)
+            facts = system.facts | {"guidance_scale": w, "dataset": name, "steps": steps}
+            yield self.shared(test_set) | facts | row(count, teacher if test_set == "unseen" else None)
 
-    def quote(self, dataset: str) -> Row:
-        """What the numbers of a dataset must be quoted with; a system's facts may say more."""
+    def shared(self, dataset: str) -> Row:
+        """COLUMNS as all rows of a dataset have them, unless a system's facts say otherwise."""
         dtype = "bfloat16 autocast" if self.teacher.bf16 else "float32"
-        facts = {"dtype": dtype, "first_sample_seed": sample_seeds(self.params, 1)[0]}
-        return {**self.measure(dataset).references.quote, **facts}
+        seeds = {"seed": self.params.seed, "first_sample_seed": sample_seeds(self.params, 1)[0]}
+        facts = {"dtype": dtype, "final": True, "ablation": False} | seeds
+        return dict.fromkeys(COLUMNS) | self.measure(dataset).references.quote | facts
 
 
 def method_name(run: Run) -> str:
@@ -153,8 +154,8 @@ def baseline_rows(bench: Bench, name: str) -> Iterator[Row]:
     baseline, evaluation = bench.params.baselines[name], bench.params.evaluation
     consistency, drawn_at = baseline.sampler == "consistency", baseline.drawn_at
     teachers = {w: bench.teacher_images(w) for w in baseline.guidance_scales}
-    facts = _others(bench.params, name, baseline.method)
-    facts["sampler"] = baseline.sampler if consistency else f"{baseline.sampler}, trailing"
+    sampler = baseline.sampler if consistency else f"{baseline.sampler}, trailing"
+    facts = {"system": name, "method": baseline.method, "sampler": sampler}
     if baseline.other_noise:
         facts["first_sample_seed"] = sample_seeds(bench.params, 1)[0] + OTHER_NOISE
     for w in baseline.guidance_scales if drawn_at is None else [drawn_at]:
@@ -175,27 +176,21 @@ def pipeline_rows(bench: Bench, name: str) -> Iterator[Row]:
     chosen = bench.params.pipelines[name]
     dtype, w = getattr(torch, chosen.dtype), chosen.guidance_scale
     pipeline = open_any(chosen.source, chosen.scheduler, chosen.lora, dtype).to(bench.teacher.device)
-    how = {"dtype": chosen.dtype, "sampler": type(pipeline.scheduler).__name__}
-    facts = _others(bench.params, name, chosen.method) | how
+    facts = {"system": name, "method": chosen.method}
+    facts |= {"dtype": chosen.dtype, "sampler": type(pipeline.scheduler).__name__}
     system = System(facts, partial(draw_images, pipeline, guidance_scale=w), {w: None})
     for dataset, steps in product(chosen.datasets, chosen.steps):
         yield from bench.rows(system, dataset, steps)
-
-
-def _others(params: Params, name: str, method: str) -> Row:
-    """The columns of a system that is not a run."""
-    facts = {"system": name, "run": "", "method": method, "variant": "", "seed": params.seed}
-    return facts | {"final": True, "ablation": False}
 
 
 def floor_rows(bench: Bench, data: Path) -> Iterator[Row]:
     """The floors of every dataset, with COLUMNS; data: what the data stage wrote."""
     params = bench.params
     for dataset in dataset_names(params.data):
-        counts, none = bench.counts(dataset), {"seed": None, "first_sample_seed": None}  # nothing is drawn
+        counts, facts = bench.counts(dataset), {"system": "floors", "seed": None, "first_sample_seed": None}
         held_out = held_out_set(params.data, data, dataset, counts[dataset])
         for row in floors(bench.teacher, bench.measure(dataset), held_out, counts, params.evaluation.batch_size):
-            yield dict.fromkeys(COLUMNS) | bench.quote(dataset) | _others(params, "floors", "") | none | row
+            yield bench.shared(dataset) | facts | row  # without seeds: nothing is drawn
 
 
 def floors(
