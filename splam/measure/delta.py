@@ -37,13 +37,9 @@ def delta(
         outputs[time] = predicted_x0(schedule.add_noise(latents, noise, t), t)
         if time in uppers:
             change, x0_error = outputs[time] - outputs.pop(time - skip), outputs[time] - latents
-            rows.append({"t": time} | _delta_row(change, x0_error))
+            rms, x0_rms = (x.double().flatten(1).square().mean(1).sqrt() for x in (change, x0_error))
+            mean, error, l2 = rms.mean().item(), rms.std().item() / len(rms) ** 0.5, change[0].numel() ** 0.5
+            row = {"t": time, "delta_rms": mean, "delta_rms_se": error}
+            row |= {"delta_l2": mean * l2, "delta_l2_se": error * l2}  # an L2 norm is sqrt(c h w) times the RMS
+            rows.append(row | {"x0_error_rms": x0_rms.mean().item(), "images": len(rms)})
     return rows
-
-
-def _delta_row(change: Tensor, x0_error: Tensor) -> dict[str, float]:
-    """The columns of n images' changes and x0 errors, each (n, c, h, w); an L2 norm is sqrt(c h w) times the RMS."""
-    rms, x0_rms = (x.double().flatten(1).square().mean(1).sqrt() for x in (change, x0_error))
-    mean, error, l2 = rms.mean().item(), rms.std().item() / len(rms) ** 0.5, change[0].numel() ** 0.5
-    row = {"delta_rms": mean, "delta_rms_se": error, "delta_l2": mean * l2, "delta_l2_se": error * l2}
-    return row | {"x0_error_rms": x0_rms.mean().item(), "images": len(rms)}
