@@ -77,17 +77,17 @@ def _consistency_draw(teacher: Teacher, network: Callable[[Tensor], Network]) ->
     return draw
 
 
-def sample_seeds(params: Params, count: int) -> list[int]:
-    """One seed per sample, apart from those of training."""
-    return [1_000_000 * (params.seed + 1) + i for i in range(count)]
+def first_seed(params: Params, other_noise: bool = False) -> int:
+    """The seed of the first sample, from which all count on, apart from those of training; of other noise if asked."""
+    return 1_000_000 * (params.seed + 1) + OTHER_NOISE * other_noise
 
 
 def in_batches(draw: Draw, captions: list[str], steps: int, params: Params, size: int | None = None) -> np.ndarray:
     """An image of every caption: uint8 (n, h, w, 3), in batches of evaluation.batch_size; size: pixels to resize to."""
     count, step, images = len(captions), params.evaluation.batch_size, None
-    seeds = sample_seeds(params, count)
+    seeds = [first_seed(params) + i for i in range(count)]
     for start in tqdm(range(0, count, step), desc=f"{steps} steps", mininterval=2, leave=False):
-        rows = slice(start, min(start + step, count))
+        rows = slice(start, start + step)
         batch = draw(captions[rows], seeds[rows], steps)
         batch = batch if size is None else resize(batch, size)
         images = np.empty((count, *batch.shape[1:]), np.uint8) if images is None else images  # coco30k: 6 GB

@@ -16,15 +16,7 @@ from splam.config import Params, Run, suggestion
 from splam.data.images import resize, to_pixels
 from splam.data.testsets import HeldOut, dataset_names, held_out_set
 from splam.measure.clip import clip_score, load_scorers
-from splam.measure.draw import (
-    OTHER_NOISE,
-    Draw,
-    baseline_draw,
-    in_batches,
-    sample_seeds,
-    student_draw,
-    with_other_noise,
-)
+from splam.measure.draw import Draw, baseline_draw, first_seed, in_batches, student_draw, with_other_noise
 from splam.measure.fid import load_features
 from splam.measure.measure import Measure, Paired, References
 from splam.networks.pipelines import draw_images, open_any
@@ -97,7 +89,7 @@ class Bench:
     def shared(self, dataset: str) -> Row:
         """COLUMNS as all rows of a dataset have them, unless a system's facts say otherwise."""
         dtype = "bfloat16 autocast" if self.teacher.bf16 else "float32"
-        seeds = {"seed": self.params.seed, "first_sample_seed": sample_seeds(self.params, 1)[0]}
+        seeds = {"seed": self.params.seed, "first_sample_seed": first_seed(self.params)}
         facts = {"dtype": dtype, "final": True, "ablation": False} | seeds
         return dict.fromkeys(COLUMNS) | self.measure(dataset).references.quote | facts
 
@@ -155,9 +147,8 @@ def baseline_rows(bench: Bench, name: str) -> Iterator[Row]:
     consistency, drawn_at = baseline.sampler == "consistency", baseline.drawn_at
     teachers = {w: bench.teacher_images(w) for w in baseline.guidance_scales}
     sampler = baseline.sampler if consistency else f"{baseline.sampler}, trailing"
-    facts = {"system": name, "method": baseline.method, "sampler": sampler}
-    if baseline.other_noise:
-        facts["first_sample_seed"] = sample_seeds(bench.params, 1)[0] + OTHER_NOISE
+    seed = first_seed(bench.params, baseline.other_noise)
+    facts = {"system": name, "method": baseline.method, "sampler": sampler, "first_sample_seed": seed}
     for w in baseline.guidance_scales if drawn_at is None else [drawn_at]:
         draw = baseline_draw(bench.teacher, baseline.sampler, w)
         draw = with_other_noise(draw) if baseline.other_noise else draw

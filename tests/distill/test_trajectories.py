@@ -12,7 +12,7 @@ from splam.data.latents import LatentStore
 from splam.data.streams import Stream, training_images
 from splam.distill.loop import open_distillation
 from splam.distill.trajectories import build_cache, encode_latents, make_draws
-from splam.measure.draw import OTHER_NOISE, sample_seeds
+from splam.measure.draw import OTHER_NOISE, first_seed
 from splam.method.sampling import draw_noise, generators
 from tests.data.conftest import laion_settings, surveyed
 from tests.distill.builders import RUN, profile
@@ -55,8 +55,8 @@ def test_seeds_share_no_picture_and_no_noise(teacher, data):
         draws = (*draws, torch.full((24,), 999))
         noises.append(build_cache(params, teacher, draws, 3.0).chain[:, 0])
         for images in (1_000, OTHER_NOISE):  # the evaluation's first noises, and the last that a second draw leaves
-            seeds = sample_seeds(params, images)[-4:]
-            noises.append(draw_noise(generators(seeds + [number + OTHER_NOISE for number in seeds]), (4, 8, 8)))
+            seeds = [first_seed(params, second) + images - i for second in (False, True) for i in range(1, 5)]
+            noises.append(draw_noise(generators(seeds), (4, 8, 8)))
     assert len(scenes) == 6 * 3 * 200
     flat = torch.nn.functional.normalize(torch.cat(noises).flatten(1), dim=1)
     alike = (flat @ flat.T).fill_diagonal_(0)
