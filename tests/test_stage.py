@@ -61,9 +61,9 @@ def test_two_executions_give_the_same_bytes_and_progress_is_seen(notebook, tmp_p
         "print(run, scale, os.getcwd(), os.environ['PYTHONHASHSEED'], sys.executable)\n"
         "for _ in tqdm(range(2), desc='in the cell'):\n    time.sleep(0.01)",
         "print('a\\rb')",
-        "from matplotlib.figure import Figure\nfrom splam.stage import launch\n"
+        "import matplotlib.pyplot as plt\nfrom splam.stage import launch\n"
         "launch('timeit', '-n1', '-r1', 'import tqdm; list(tqdm.tqdm(range(2), desc=\"in a process\"))')\n"
-        "figure = Figure()\nfigure.add_subplot()\nfigure",
+        "plt.subplots()",
     )
     outs = [tmp_path / "made" / f"{i}.ipynb" for i in range(2)]
     for out in outs:
