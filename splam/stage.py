@@ -25,17 +25,14 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNEL_ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),  # this checkout first
     "PYTHONHASHSEED": "0",
-    "JUPYTER_PREFER_ENV_PATH": "1",  # this interpreter's kernel, whatever kernels the user has installed
     "TOKENIZERS_PARALLELISM": "false",
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # as in a notebook that is opened by hand
     "IPYTHONDIR": str(ROOT / "build/ipython"),  # not the user's own start-up files and history
     "PYTHONWARNINGS": "ignore:IProgress not found",  # progress bars are text here, on purpose
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # no warning about frozen modules
 }
 KERNEL_OPTIONS = [
     "--IPKernelApp.capture_fd_output=False",  # what a process started by a cell prints: to the terminal alone
     "--InteractiveShell.xmode=Plain",  # tracebacks as Python's own
-    "--HistoryManager.enabled=False",
     "--log-level=CRITICAL",  # no "KeyboardInterrupt caught in kernel" where it is shut down
 ]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -90,7 +87,6 @@ def run_notebook(notebook: Path, out: Path, parameters: dict[str, Any]) -> list[
             failed,
             parameters,
             kernel_name="python3",
-            language="python",
             progress_bar=False,
             coalesce_streams=True,  # one piece of stdout a cell, without overwritten (\r) text
             stdout_file=sys.stdout,
