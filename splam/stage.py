@@ -28,7 +28,7 @@ KERNEL_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # as in a notebook that is opened by hand
     "IPYTHONDIR": str(ROOT / "build/ipython"),  # not the user's own start-up files and history
-    "PYTHONWARNINGS": "ignore:IProgress not found",  # progress bars are text here, on purpose
+    "SPYDER_CONSOLE": "1",  # tqdm.auto's sign of a console: bars are text, not widgets with an id drawn at random
 }
 KERNEL_OPTIONS = [
     "--IPKernelApp.capture_fd_output=False",  # what a process started by a cell prints: to the terminal alone

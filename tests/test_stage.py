@@ -57,7 +57,7 @@ def test_a_notebook_that_cannot_be_read_is_named(tmp_path, name):
 def test_two_executions_give_the_same_bytes_and_progress_is_seen(notebook, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(stage, "ROOT", tmp_path)
     path = notebook(
-        "import os, sys, time\nfrom tqdm import tqdm\n"
+        "import os, sys, time\nfrom tqdm.auto import tqdm\n"
         "print(run, scale, os.getcwd(), os.environ['PYTHONHASHSEED'], sys.executable)\n"
         "for _ in tqdm(range(2), desc='in the cell'):\n    time.sleep(0.01)",
         "print('a\\rb')",
