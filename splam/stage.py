@@ -10,7 +10,6 @@ import argparse
 import ctypes
 import json
 import os
-import re
 import resource
 import signal
 import subprocess
@@ -35,7 +34,6 @@ KERNEL_OPTIONS = [
     "--InteractiveShell.xmode=Plain",  # tracebacks as Python's own
     "--log-level=CRITICAL",  # no "KeyboardInterrupt caught in kernel" where it is shut down
 ]
-ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class StageError(Exception):
@@ -97,9 +95,7 @@ def run_notebook(notebook: Path, out: Path, parameters: dict[str, Any]) -> list[
             cwd=ROOT,
         )
     except PapermillExecutionError as error:
-        lines = ANSI.sub("", "\n".join(error.traceback)).splitlines()[-20:]
-        where = f"{notebook.name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}"
-        raise StageError("\n".join([where, *lines, f"as far as it got: {failed}"])) from None
+        raise StageError(f"{notebook.name}: {error}as far as it got: {failed}") from None
     except DeadKernelError:
         raise StageError(f"{notebook.name}: the kernel died (out of memory?) after {failed}") from None
     cells = [cell.metadata.papermill.duration or 0.0 for cell in executed.cells if cell.cell_type == "code"]

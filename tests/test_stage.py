@@ -93,9 +93,7 @@ def test_failing_cell_keeps_what_was_done_and_tells_where(notebook, tmp_path):
     path = notebook("print('so far')", "def half(x):\n    return x / 0\n\n\nhalf(3)")
     with pytest.raises(SystemExit) as stopped:
         stage.main([str(path), "--out", str(tmp_path / "out.ipynb")])
-    error = stopped.value.code
-    assert "cell [3]: ZeroDivisionError: division by zero" in error and "return x / 0" in error
-    assert len(error.splitlines()) < 20
+    assert re.search('(?s)In \\[3\\]".*return x / 0\n\nZeroDivisionError: division by zero\n', stopped.value.code)
     assert not (tmp_path / "out.ipynb").exists()
     assert "so far" in (tmp_path / "out.failed.ipynb").read_text()
 
