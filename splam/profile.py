@@ -23,23 +23,20 @@ def compose(name: str, overrides: Sequence[str] = (), conf: Path = CONF) -> dict
 
     Mappings merge, lists replace, and a key set to null is taken out. Raises ParamsError.
     """
-    layers, seen, parent = [], [], name
+    layers, parent = {}, name
+    known = ", ".join(sorted(path.stem for path in conf.glob("*.yaml")))
     while parent:
-        if parent in seen:
-            raise ParamsError(f"profiles extend each other: {' -> '.join([*seen, parent])}")
-        known = ", ".join(sorted(path.stem for path in conf.glob("*.yaml")))
-        layers.insert(0, read_yaml(conf / f"{parent}.yaml", f"the profiles are {known}"))
-        seen.append(parent)
-        parent = layers[0].pop("extends", None)
+        if parent in layers:
+            raise ParamsError(f"profiles extend each other: {' -> '.join([*layers, parent])}")
+        layers[parent] = read_yaml(conf / f"{parent}.yaml", f"the profiles are {known}")
+        parent = layers[parent].pop("extends", None)
     try:
-        merged = OmegaConf.to_container(OmegaConf.merge(*layers, OmegaConf.from_dotlist(list(overrides))))
+        merged = OmegaConf.merge(*reversed(layers.values()), OmegaConf.from_dotlist(list(overrides)))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ParamsError(f"profile {name}, overrides {' '.join(overrides)}: {error}") from None
-    content = {"profile": name} | _without_nulls(merged)
-    parse(content, f"profile {name}")
-    for w in content["trajectories"]["guidance_scales"]:
-        if str(w) != f"{float(w):g}":  # DVC would look for w8.0.safetensors
-            raise ParamsError(f"profile {name}: trajectories.guidance_scales names files: write {w} as {float(w):g}")
+    content = {"profile": name} | _without_nulls(OmegaConf.to_container(merged))
+    scales = parse(content, f"profile {name}").trajectories.guidance_scales
+    content["trajectories"]["guidance_scales"] = [int(w) if w.is_integer() else w for w in scales]  # DVC names files so
     return content
 
 
