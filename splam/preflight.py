@@ -17,6 +17,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
+from cleanfid.downloads_helper import inception_url
+
 from splam.config import ROOT, CocoData, Params, PictureData, Pipeline, parse
 from splam.data.coco import SPLITS, read_coco
 from splam.data.images import DataError
@@ -47,13 +50,12 @@ def check(what: str, remedy: str, load: Callable[[], object]) -> Line:
 def find(source: str) -> Path:
     """The local folder or file of a source, or where the hub's local cache holds it. Raises FileNotFoundError."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     if (ROOT / source).exists():
         return ROOT / source
     try:
         return Path(snapshot_download(source, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
+    except (OSError, ValueError):
         raise FileNotFoundError("neither a local path nor in the hub's local cache") from None
 
 
@@ -148,8 +150,6 @@ def coco(data: CocoData, wanted: dict[str, int]) -> Iterator[Line]:
 
 def features(name: str) -> Line:
     """Whether the network of the FID is there."""
-    from cleanfid.downloads_helper import inception_url
-
     path = inception_weights()
     if name == "inception" and not path.is_file():
         return PROBLEM, f"the FID's network is not at {path}: curl -L --create-dirs -o {path} {inception_url}"
@@ -177,11 +177,8 @@ def other(key: str, settings: Pipeline) -> Line:
 
 def machine(params: Params, pipeline: Teacher) -> Iterator[Line]:
     """What the disk and the GPUs have to hold."""
-    import torch
-
     runs = params.runs.values()
-    parts = pipeline.unet, pipeline.vae, pipeline.text_encoder
-    unet, *others = (4 * sum(weight.numel() for weight in part.parameters()) for part in parts)
+    unet, *others = (4 * part.num_parameters() for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
     kept = (unet + sum(others)) * (1 + len(runs)) + unet * sum(len(run.training.snapshots) for run in runs)
     coco = getattr(params.data, "coco", None)
     size, scales = coco.image_size if coco else pipeline.image_size, params.trajectories.guidance_scales
@@ -219,13 +216,8 @@ def sections(params: Params) -> dict[str, list[Line]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status, 0 where nothing is missing."""
-    import diffusers
-    import transformers
-
     params = parse(asked_for("splam.preflight", __doc__.splitlines()[0], arguments), "profile")
     print(f"Profile {params.profile}: {params.description}")
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
     found = sections(params)
     for title, lines in found.items():
         print("\n".join([f"\n{title}", *(f"  {mark} {text}" for mark, text in lines)]))
