@@ -40,10 +40,11 @@ LEVEL_SHARES = torch.tensor(shapes.LEVEL_SHARES)
 
 def pictures() -> shapes.Split:
     """What all three are trained on; kept in build/scratch, since drawing them takes minutes."""
-    folder = SCRATCH / "pictures"
-    if not (folder / "parts.npy").is_file():
-        shapes.make("train", 0, IMAGES).save(folder)
-    return shapes.Split.load(folder)
+    path = SCRATCH / "pictures.npy"
+    if not path.is_file():
+        SCRATCH.mkdir(parents=True, exist_ok=True)
+        np.save(path, shapes.make("train", 0, IMAGES))
+    return shapes.Split.load(path)
 
 
 def fit(module: nn.Module, loss: Loss, recipe: Recipe, name: str) -> nn.Module:
@@ -223,7 +224,7 @@ def train_unet(recipe: Recipe) -> None:
 
 def caption_table(train: shapes.Split) -> tuple[list[str], Tensor]:
     """Every caption once, the empty one among them, and the row of each image's at each level: int (levels, n)."""
-    captions = [c for level in range(len(shapes.LEVELS)) for c in train.captions(np.full(len(train), level))]
+    captions = [c for level in range(len(shapes.LEVELS)) for c in train.captions(level)]
     unique, index = np.unique(np.array(["", *captions]), return_inverse=True)
     return unique.tolist(), torch.from_numpy(index[1:]).view(len(shapes.LEVELS), -1)
 

@@ -11,14 +11,15 @@ import hashlib
 import io
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from multiprocessing import Pool
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
+import resvg_py
 import yaml
+from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -39,6 +40,7 @@ PERIOD = 7.0  # pixels of a pattern's tile, as in shapes.yaml: from stripe to st
 
 # What a full caption names, in this order: shape, fill, colour, background.
 PARTS = (tuple(ASSETS["shapes"]), tuple(ASSETS["fills"]), tuple(COLOURS), tuple(COLOURS))
+RECORD = np.dtype([("images", np.uint8, (SIZE, SIZE, 3)), ("parts", np.uint8, len(PARTS))])
 
 
 class Scene(NamedTuple):
@@ -104,52 +106,34 @@ def svg(scene: Scene) -> str:
 
 def render(scene: Scene) -> np.ndarray:
     """The picture: uint8 (32, 32, 3)."""
-    import resvg_py
-
     png = resvg_py.svg_to_bytes(svg_string=svg(scene), width=SIZE, height=SIZE, skip_system_fonts=True)
     return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
 
 
-@dataclass(frozen=True)
-class Split:
-    """Pictures uint8 (n, 32, 32, 3), and what they show: uint8 (n, 4), an index into each of PARTS."""
-
-    images: np.ndarray
-    parts: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, rows: slice | np.ndarray) -> Self:
-        return Split(self.images[rows], self.parts[rows])
+class Split(np.recarray):
+    """Pictures, `images` uint8 (n, 32, 32, 3), and what they show, `parts` uint8 (n, 4), indices into each of PARTS."""
 
     def __getitems__(self, picks: list[tuple[int, str]]) -> tuple[Tensor, list[str]]:
         """Pixels (n, 3, 32, 32) and captions of rows, each with a seed for what its caption tells."""
-        part = self[np.array([row for row, _ in picks])]
+        drawn = self[[row for row, _ in picks]]
         sources = [np.random.default_rng(list(seed.encode())) for _, seed in picks]
         levels = [source.choice(len(LEVELS), p=LEVEL_SHARES) for source in sources]
-        return to_pixels(part.images), part.captions(np.array(levels))
+        return to_pixels(drawn.images), drawn.captions(levels)
 
-    def captions(self, levels: np.ndarray | None = None) -> list[str]:
-        """The caption of every picture: full ones, or at the given levels, int (n,), index into LEVELS."""
-        levels = np.zeros(len(self), int) if levels is None else levels
+    def captions(self, levels: ArrayLike = 0) -> list[str]:
+        """The caption of every picture: full ones, or at the given level or levels, int (n,), index into LEVELS."""
         names = ([words[i] for words, i in zip(PARTS, row, strict=True)] for row in self.parts.tolist())
-        return [caption(words, LEVELS[level]) for words, level in zip(names, levels, strict=True)]
-
-    def save(self, folder: Path) -> None:
-        """Write the split as .npy files into folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, array in vars(self).items():
-            np.save(folder / f"{name}.npy", array)
+        chosen = np.broadcast_to(levels, len(self))
+        return [caption(words, LEVELS[level]) for words, level in zip(names, chosen, strict=True)]
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Open a saved split; pictures stay on disk (memory-mapped). Raises FileNotFoundError."""
-        return cls(np.load(built(folder / "images.npy"), mmap_mode="r"), np.load(folder / "parts.npy"))
+    def load(cls, path: Path) -> Self:
+        """Open a saved split, which stays on disk (memory-mapped). Raises FileNotFoundError."""
+        return np.load(built(path), mmap_mode="r").view(cls)
 
 
 def _picture(index: int, split: str, seed: int) -> tuple[np.ndarray, list[int]]:
-    """One picture and its row of Split.parts, for a worker process."""
+    """A picture and what it shows, as RECORD has them, for a worker process."""
     shown = scene(split, seed, index)
     return render(shown), [known.index(word) for known, word in zip(PARTS, shown.parts, strict=True)]
 
@@ -158,5 +142,4 @@ def make(split: str, seed: int, count: int) -> Split:
     """The first `count` pictures of one of SPLITS, drawn by two processes."""
     with Pool(2) as pool:
         drawn = pool.imap(partial(_picture, split=split, seed=seed), range(count), chunksize=64)
-        images, parts = zip(*tqdm(drawn, split, total=count, mininterval=2), strict=True)
-    return Split(np.stack(images), np.array(parts, np.uint8))
+        return np.fromiter(tqdm(drawn, split, total=count, mininterval=2), RECORD, count).view(Split)

@@ -72,7 +72,7 @@ class Stream:
 
 def training_images(data: ShapesData | PictureData, folder: Path) -> shapes.Split | Pictures:
     """The training images of any kind of data; folder: what the data stage wrote."""
-    return shapes.Split.load(folder / "train") if data.kind == "shapes" else Pictures(data, folder, "training")
+    return shapes.Split.load(folder / "train.npy") if data.kind == "shapes" else Pictures(data, folder, "training")
 
 
 def training_facts(data: ShapesData | PictureData) -> dict[str, Any]:

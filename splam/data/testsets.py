@@ -97,7 +97,7 @@ def held_out_set(data: Data, folder: Path, dataset: str, count: int) -> HeldOut:
 
 def _shapes_set(data: ShapesData, folder: Path, name: str) -> HeldOut:
     """The first data.test_images, by their full captions; what comes after those are references."""
-    split, count = shapes.Split.load(folder / name), data.test_images
+    split, count = shapes.Split.load(folder / f"{name}.npy"), data.test_images
 
     def image(row: int, size: int) -> np.ndarray:
         return resize(split.images[row : row + 1], size)[0]
@@ -127,12 +127,12 @@ def build(data: Data, folder: Path, seed: int) -> None:
 
     For shards and folders: what survey writes; for COCO folder/coco30k.json and coco5k.json.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     if data.kind == "shapes":
         test = data.test_images + data.reference_images
         for split, count in (("train", data.train_images), ("seen", test), ("unseen", test)):
-            shapes.make(split, seed, count).save(folder / split)
+            np.save(folder / f"{split}.npy", shapes.make(split, seed, count))
         return
-    folder.mkdir(parents=True, exist_ok=True)
     for name in SPLITS if data.coco else ():
         (folder / f"{name}.json").write_text(json.dumps(asdict(read_coco(data.coco, name)), indent=0) + "\n")
     survey(data, folder)
@@ -141,7 +141,7 @@ def build(data: Data, folder: Path, seed: int) -> None:
 def describe(data: Data, folder: Path) -> list[str]:
     """What the data are, in a few lines; of real data, what was read, what is used, and the most frequent faults."""
     if data.kind == "shapes":
-        splits = {name: shapes.Split.load(folder / name) for name in shapes.SPLITS}
+        splits = {name: shapes.Split.load(folder / f"{name}.npy") for name in shapes.SPLITS}
         return [f"{n}: {len(s):,} pictures, {len(set(s.captions())):,} full captions" for n, s in splits.items()]
     facts = json.loads(built(folder / MANIFEST).read_text())
     lines = [facts["read"], f"{facts['training']:,} samples to train on, {facts['held_out']:,} held out"]
@@ -151,7 +151,7 @@ def describe(data: Data, folder: Path) -> list[str]:
 def preview(data: Data, folder: Path, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
     """The first training images with their captions: uint8 (count, h, w, 3), and count strings."""
     if data.kind == "shapes":
-        train = shapes.Split.load(folder / "train")[:count]
+        train = shapes.Split.load(folder / "train.npy")[:count]
         return np.asarray(train.images), train.captions(np.arange(len(train)) % len(shapes.LEVELS))
     pixels, captions = next(Stream(training_images(data, folder), count, seed).batches())
     return np.rint((pixels.permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8), captions

@@ -41,7 +41,7 @@ def make_draws(params: Params, data: Path, length: int) -> Draws:
 
 def _shapes_samples(data: Path, count: int, generator: torch.Generator) -> tuple[np.ndarray, list[str]]:
     """Training images of the tiny world, none twice, each with a caption at a drawn level."""
-    train = shapes.Split.load(data / "train")
+    train = shapes.Split.load(data / "train.npy")
     if count > len(train):
         raise ValueError(f"trajectories.draws is {count}, the training split has {len(train)} images")
     drawn = train[torch.randperm(len(train), generator=generator)[:count].numpy()]
@@ -91,7 +91,7 @@ def encode_latents(params: Params, teacher: Teacher, data: Path, folder: Path) -
     They are the first of a training from images, up to whole batches, with its crops; data: what the data stage wrote.
     A stopped run goes on after its last whole batch.
     """
-    settings, images = params.latents["train"], "train" if params.data.kind == "shapes" else SAMPLES
+    settings, images = params.latents["train"], "train.npy" if params.data.kind == "shapes" else SAMPLES
     count = math.ceil(settings.images / settings.batch_size)
     plan = settings.model_dump() | {
         "images": count * settings.batch_size,

@@ -58,7 +58,7 @@ def test_captions_name_parts_by_level():
 
 def test_no_caption_of_the_unseen_set_and_no_test_picture_is_trained_on():
     train, unseen = shapes.make("train", 0, 400), shapes.make("unseen", 0, 200)
-    trained = {c for level in range(3) for c in train.captions(np.full(len(train), level))}
+    trained = {c for level in range(3) for c in train.captions(level)}
     assert trained.isdisjoint(unseen.captions())
     assert set(shapes.triples("unseen")).isdisjoint(shapes.triples("train"))
     assert shapes.triples("train") == shapes.triples("seen") and len(shapes.triples("unseen")) == 48
@@ -69,7 +69,7 @@ def test_no_caption_of_the_unseen_set_and_no_test_picture_is_trained_on():
 
 
 def test_levels_are_drawn_by_their_shares():
-    split = shapes.Split(np.zeros((1, 2, 2, 3), np.uint8), np.zeros((1, 4), np.uint8))
+    split = np.zeros(1, shapes.RECORD).view(shapes.Split)
     captions = split.__getitems__([(0, f"0/{number}") for number in range(5000)])[1]
-    shares = [captions.count(split.captions(np.array([level]))[0]) / 5000 for level in range(3)]
+    shares = [captions.count(split.captions(level)[0]) / 5000 for level in range(3)]
     assert np.abs(np.array(shares) - shapes.LEVEL_SHARES).max() < 0.03

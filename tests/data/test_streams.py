@@ -10,7 +10,8 @@ from splam.data.streams import Stream, batch_rows, epoch_order, iteration_genera
 from tests.data.conftest import same, take
 
 IMAGES = np.repeat(np.arange(5, dtype=np.uint8), 32 * 32 * 3).reshape(5, 32, 32, 3)
-SPLIT = shapes.Split(IMAGES, np.array([[n, n % 4, n, n + 1] for n in range(5)], np.uint8))
+PARTS = np.array([[n, n % 4, n, n + 1] for n in range(5)])
+SPLIT = np.rec.fromarrays([IMAGES, PARTS], shapes.RECORD).view(shapes.Split)
 
 
 def test_an_iterations_randomness_depends_on_seed_and_iteration_alone():

@@ -38,7 +38,7 @@ def stacked(batches) -> np.ndarray:
 
 
 def test_shapes_are_drawn_from_the_first_pictures_and_measured_by_the_others(shapes_folder):
-    split = shapes.Split.load(shapes_folder / "unseen")
+    split = shapes.Split.load(shapes_folder / "unseen.npy")
     held = held_out_set(SHAPES, shapes_folder, "unseen", 7)
     assert (held.protocol, held.size, held.independent) == ("shapes-unseen", 32, True)
     assert (stacked(held.real(32)) == split.images[:7]).all() and stacked(held.real(64)).shape == (7, 64, 64, 3)

@@ -14,8 +14,8 @@ def data(tmp_path_factory):
     """What the data stage leaves of the tiny world, with 40 images of noise to train on."""
     folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     images = rng.integers(256, size=(40, 32, 32, 3), dtype=np.uint8)
-    parts = [[number % len(words) for words in shapes.PARTS] for number in range(40)]
-    shapes.Split(images, np.array(parts, np.uint8)).save(folder / "train")
+    parts = np.array([[number % len(words) for words in shapes.PARTS] for number in range(40)])
+    np.save(folder / "train.npy", np.rec.fromarrays([images, parts], shapes.RECORD))
     return folder
 
 
