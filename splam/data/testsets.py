@@ -60,34 +60,27 @@ class HeldOut:
             yield np.stack([self.image(one, size) for one in which[start : start + BATCH]])
 
 
-def dataset_names(data: Data) -> dict[str, str]:
-    """The datasets that have images and captions of their own, and of what: a split, a COCO protocol or a share."""
+def dataset_sizes(params: Params) -> dict[str, int]:
+    """The datasets that have images and captions of their own, and how many samples each is measured by."""
+    evaluation, data = params.evaluation, params.data
     if data.kind == "shapes":
-        return {"unseen": "unseen", "seen": "seen"}
-    if data.coco:
-        return {"unseen": "coco30k", "unseen-small": "coco5k", "seen": "held_out"}
-    return {"unseen": "held_out", "seen": "training"}
-
-
-def image_count(params: Params, dataset: str) -> int:
-    """How many samples a dataset is measured by."""
-    if dataset == "unseen":
-        return params.evaluation.images
-    small = dataset == "unseen-small" or params.data.kind == "shapes"
-    return params.evaluation.small_images if small else params.data.test_images
+        return {"unseen": evaluation.images, "seen": evaluation.small_images}
+    small = {"unseen-small": evaluation.small_images} if data.coco else {}
+    return {"unseen": evaluation.images, **small, "seen": data.test_images}
 
 
 def held_out_set(data: Data, folder: Path, dataset: str, count: int) -> HeldOut:
     """The test set of a dataset with `count` prompts; folder: what the data stage wrote.
 
-    Raises DataError or ValueError if there are not so many.
+    Raises DataError if there are not so many.
     """
-    names = dataset_names(data)
-    if dataset not in names:
-        raise ValueError(f"dataset {dataset!r}: data of kind {data.kind} has {', '.join(names)}")
-    make = _shapes_set if data.kind == "shapes" else _coco_set if names[dataset] in SPLITS else _own_set
-    whole = make(data, folder, names[dataset])
-    if len(whole.prompts) < count or not whole.compared:
+    if data.kind == "shapes":
+        whole = _shapes_set(data, folder, dataset)
+    elif data.coco and dataset != "seen":
+        whole = _coco_set(data, folder, {"unseen": "coco30k", "unseen-small": "coco5k"}[dataset])
+    else:
+        whole = _own_set(data, folder, "training" if dataset == "seen" and not data.coco else "held_out")
+    if len(whole.prompts) < count:
         raise DataError(
             f"{whole.protocol} has {len(whole.prompts):,} prompts and {len(whole.compared):,} references, "
             f"{count:,} prompts are asked for: lower the images that evaluation draws"

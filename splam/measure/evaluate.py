@@ -14,7 +14,7 @@ import torch
 
 from splam.config import Params, Run, suggestion
 from splam.data.images import resize, to_pixels
-from splam.data.testsets import HeldOut, dataset_names, held_out_set
+from splam.data.testsets import HeldOut, dataset_sizes, held_out_set
 from splam.measure.clip import clip_score, load_scorers
 from splam.measure.draw import Draw, baseline_draw, first_seed, in_batches, student_draw, with_other_noise
 from splam.measure.fid import load_features
@@ -68,7 +68,7 @@ class Bench:
         if dataset == CURVE:
             return {CURVE: evaluation.curve_images}
         counts = {dataset: len(self.measure(dataset).references.prompts)}
-        parted = dataset == "unseen" and "unseen-small" not in dataset_names(self.params.data)
+        parted = dataset == "unseen" and "unseen-small" not in dataset_sizes(self.params)
         if parted and evaluation.small_images < counts["unseen"]:  # Table 2b
             counts["unseen-small"] = evaluation.small_images
         return counts
@@ -177,7 +177,7 @@ def pipeline_rows(bench: Bench, name: str) -> Iterator[Row]:
 def floor_rows(bench: Bench, data: Path) -> Iterator[Row]:
     """The floors of every dataset, with COLUMNS; data: what the data stage wrote."""
     params = bench.params
-    for dataset in dataset_names(params.data):
+    for dataset in dataset_sizes(params):
         counts, facts = bench.counts(dataset), {"system": "floors", "seed": None, "first_sample_seed": None}
         held_out = held_out_set(params.data, data, dataset, counts[dataset])
         for row in floors(bench.teacher, bench.measure(dataset), held_out, counts, params.evaluation.batch_size):

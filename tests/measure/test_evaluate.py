@@ -103,7 +103,7 @@ def test_a_pipeline_is_measured_by_the_same_captions_and_seeds(built, teacher, t
 def test_a_set_of_its_own_is_not_cut_from_the_unseen_one(built, params, monkeypatch):
     bench = Bench(params, built)
     assert bench.counts("unseen") == {"unseen": 9, "unseen-small": 5}
-    monkeypatch.setattr("splam.measure.evaluate.dataset_names", lambda data: ("unseen", "unseen-small", "seen"))
+    monkeypatch.setattr("splam.measure.evaluate.dataset_sizes", lambda params: ("unseen", "unseen-small", "seen"))
     assert bench.counts("unseen") == {"unseen": 9}
 
 
@@ -134,7 +134,7 @@ def test_floors_leave_out_what_compares_images_with_themselves(stand_ins, teache
 
 
 def test_floors_are_rows_too(built, params, monkeypatch):
-    monkeypatch.setattr("splam.measure.evaluate.dataset_names", lambda data: ("unseen",))
+    monkeypatch.setattr("splam.measure.evaluate.dataset_sizes", lambda params: ("unseen",))
     monkeypatch.setattr("splam.measure.evaluate.held_out_set", lambda *_: held_out())
     rows = list(floor_rows(Bench(params, built), built))
     assert all(set(row) == set(COLUMNS) and row["system"] == "floors" and row["protocol"] == "a-set" for row in rows)
