@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -73,6 +74,12 @@ class Stream:
 def training_images(data: ShapesData | PictureData, folder: Path) -> shapes.Split | Pictures:
     """The training images of any kind of data; folder: what the data stage wrote."""
     return shapes.Split.load(folder / "train.npy") if data.kind == "shapes" else Pictures(data, folder, "training")
+
+
+def preview(data: ShapesData | PictureData, folder: Path, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
+    """The first images of a training from images, uint8 (count, h, w, 3), with their captions."""
+    pixels, captions = next(Stream(training_images(data, folder), count, seed).batches())
+    return np.rint((pixels.permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8), captions
 
 
 def training_facts(data: ShapesData | PictureData) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from splam.data import shapes
 from splam.data.coco import SIZE, SPLITS, Coco, coco_image, read_coco
 from splam.data.images import DataError, built, resize
 from splam.data.pictures import MANIFEST, Pictures, survey
-from splam.data.streams import Stream, training_images
 
 Data = ShapesData | PictureData
 BATCH = 250  # images that are held at a time
@@ -139,12 +138,3 @@ def describe(data: Data, folder: Path) -> list[str]:
     facts = json.loads(built(folder / MANIFEST).read_text())
     lines = [facts["read"], f"{facts['training']:,} samples to train on, {facts['held_out']:,} held out"]
     return lines + [f"{fault}, {number:,} times" for fault, number in facts["faults"].items()]
-
-
-def preview(data: Data, folder: Path, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """The first training images with their captions: uint8 (count, h, w, 3), and count strings."""
-    if data.kind == "shapes":
-        train = shapes.Split.load(folder / "train.npy")[:count]
-        return np.asarray(train.images), train.captions(np.arange(len(train)) % len(shapes.LEVELS))
-    pixels, captions = next(Stream(training_images(data, folder), count, seed).batches())
-    return np.rint((pixels.permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8), captions

@@ -13,8 +13,7 @@ from splam.data import shapes
 from splam.data.images import to_pixels
 from splam.data.latents import open_folder, save_batch
 from splam.data.pictures import SAMPLES
-from splam.data.streams import Stream, training_facts, training_images
-from splam.data.testsets import preview
+from splam.data.streams import Stream, preview, training_facts, training_images
 from splam.distill.paths import TrajectoryCache, digest
 from splam.method.sampling import generators
 from splam.method.schedule import ddim_grid

@@ -11,7 +11,7 @@ from splam.data import testsets
 from splam.data.folder import read_folder
 from splam.data.images import DataError
 from splam.data.samples import is_held_out
-from splam.data.streams import Stream, training_images
+from splam.data.streams import Stream, preview, training_images
 from tests.data.conftest import encoded, take
 
 
@@ -138,7 +138,7 @@ def test_a_folder_is_trained_on_and_tested_with(settings, tmp_path):
         assert real[:, 0, 0, 0].tolist() == [4 * int(prompt.split()[1]) for prompt in held.prompts]
         assert references.shape == (8, 256, 256, 3) and not set(references[:, 0, 0, 0]) & set(real[:, 0, 0, 0])
     assert "to train on" in testsets.describe(settings, out)[1]
-    assert testsets.preview(settings, out, 5, seed=0)[0].shape == (5, 16, 16, 3)
+    assert preview(settings, out, 5, seed=0)[0].shape == (5, 16, 16, 3)
 
 
 def test_a_picture_has_the_key_of_its_name_wherever_its_folder_lies(folder, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from splam.config import CocoData, ShapesData, parse
 from splam.data import shapes, testsets
 from splam.data.images import DataError
+from splam.data.streams import preview
 from splam.data.testsets import dataset_sizes, held_out_set
 from splam.profile import compose
 from tests.data.conftest import laion_settings
@@ -84,7 +85,7 @@ def test_data_stage_is_described_and_shown(settings, folder):
     assert read.startswith("72 samples, 1 broken images, 1 missing captions")
     assert sum(int(word) for word in used.split() if word.isdigit()) == 70
     assert len(lacking) == 2 and sorted(line.split(": ")[1] for line in lacking)[1] == "missing captions, 1 times"
-    images, captions = testsets.preview(settings, folder, 6, seed=0)
+    images, captions = preview(settings, folder, 6, seed=0)
     assert images.shape == (6, 64, 64, 3) and images.dtype == np.uint8 and len(captions) == 6
 
 
