@@ -18,7 +18,7 @@ from splam.config import Params, PictureData, ShapesData
 from splam.data import shapes
 from splam.data.coco import SIZE, SPLITS, Coco, coco_image, read_coco
 from splam.data.images import DataError, built, resize
-from splam.data.pictures import MANIFEST, Pictures, survey
+from splam.data.pictures import Pictures, survey
 
 Data = ShapesData | PictureData
 BATCH = 250  # images that are held at a time
@@ -114,27 +114,22 @@ def _own_set(data: PictureData, folder: Path, share: str) -> HeldOut:
     return HeldOut(protocol, prompts, size, rows[:half], rows[half:], pictures.image)
 
 
-def build(data: Data, folder: Path, seed: int) -> None:
+def build(data: Data, folder: Path, seed: int) -> list[str]:
     """Make what the other stages read: the images of the tiny world, or of real data what identifies them.
 
-    For shards and folders: what survey writes; for COCO folder/coco30k.json and coco5k.json.
+    For shards and folders: what survey writes; for COCO folder/coco30k.json and coco5k.json. Returns what the data are
+    in a few lines; of real data, what was read, what is used, and the most frequent faults.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if data.kind == "shapes":
-        test = data.test_images + data.reference_images
-        for split, count in (("train", data.train_images), ("seen", test), ("unseen", test)):
-            np.save(folder / f"{split}.npy", shapes.make(split, seed, count))
-        return
+        lines, test = [], data.test_images + data.reference_images
+        for name, count in (("train", data.train_images), ("seen", test), ("unseen", test)):
+            split = shapes.make(name, seed, count)
+            np.save(folder / f"{name}.npy", split)
+            lines.append(f"{name}: {count:,} pictures, {len(set(split.captions())):,} full captions")
+        return lines
     for name in SPLITS if data.coco else ():
         (folder / f"{name}.json").write_text(json.dumps(asdict(read_coco(data.coco, name)), indent=0) + "\n")
-    survey(data, folder)
-
-
-def describe(data: Data, folder: Path) -> list[str]:
-    """What the data are, in a few lines; of real data, what was read, what is used, and the most frequent faults."""
-    if data.kind == "shapes":
-        splits = {name: shapes.Split.load(folder / f"{name}.npy") for name in shapes.SPLITS}
-        return [f"{n}: {len(s):,} pictures, {len(set(s.captions())):,} full captions" for n, s in splits.items()]
-    facts = json.loads(built(folder / MANIFEST).read_text())
+    facts = survey(data, folder)
     lines = [facts["read"], f"{facts['training']:,} samples to train on, {facts['held_out']:,} held out"]
     return lines + [f"{fault}, {number:,} times" for fault, number in facts["faults"].items()]

@@ -125,7 +125,7 @@ def settings(tmp_path) -> PictureData:
 def test_a_folder_is_trained_on_and_tested_with(settings, tmp_path):
     """Unseen are pictures that are held out, by their names' hashes; seen are pictures that are trained on."""
     out = tmp_path / "data"
-    testsets.build(settings, out, seed=0)
+    assert "to train on" in testsets.build(settings, out, seed=0)[1]
     stream = Stream(training_images(settings, out), 4, seed=0)
     trained = {caption for _, batch in take(stream, 60) for caption in batch}
     names = {f"picture {number}" for number in range(60) if number != 7 and not is_held_out(f"{number}.png", 0.4)}
@@ -137,7 +137,6 @@ def test_a_folder_is_trained_on_and_tested_with(settings, tmp_path):
         real, references = (np.concatenate(list(images)) for images in (held.real(16), held.references()))
         assert real[:, 0, 0, 0].tolist() == [4 * int(prompt.split()[1]) for prompt in held.prompts]
         assert references.shape == (8, 256, 256, 3) and not set(references[:, 0, 0, 0]) & set(real[:, 0, 0, 0])
-    assert "to train on" in testsets.describe(settings, out)[1]
     assert preview(settings, out, 5, seed=0)[0].shape == (5, 16, 16, 3)
 
 

@@ -79,21 +79,16 @@ def test_datasets_of_pictures_with_coco_and_without():
     assert names == ["unseen unseen-small seen", "unseen seen"]
 
 
-def test_data_stage_is_described_and_shown(settings, folder):
-    """What is in a shard and what of it is used."""
-    read, used, *lacking = testsets.describe(settings, folder)
+def test_data_stage_says_what_is_used_and_gives_the_same_bytes_again(settings, folder, tmp_path):
+    read, used, *lacking = testsets.build(settings, tmp_path / "data", seed=0)
     assert read.startswith("72 samples, 1 broken images, 1 missing captions")
     assert sum(int(word) for word in used.split() if word.isdigit()) == 70
     assert len(lacking) == 2 and sorted(line.split(": ")[1] for line in lacking)[1] == "missing captions, 1 times"
-    images, captions = preview(settings, folder, 6, seed=0)
-    assert images.shape == (6, 64, 64, 3) and images.dtype == np.uint8 and len(captions) == 6
-
-
-def test_data_stage_gives_the_same_bytes_again(settings, folder, tmp_path):
-    testsets.build(settings, tmp_path / "data", seed=0)
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert names == ["coco30k.json", "coco5k.json", "manifest.json", "samples.db"]
     assert all((folder / name).read_bytes() == (tmp_path / "data" / name).read_bytes() for name in names)
+    images, captions = preview(settings, folder, 6, seed=0)
+    assert images.shape == (6, 64, 64, 3) and images.dtype == np.uint8 and len(captions) == 6
 
 
 def test_what_is_not_there_is_named(settings, tmp_path):
