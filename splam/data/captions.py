@@ -13,21 +13,19 @@ FORM = f"a .csv with a header or a .jsonl, in UTF-8, with one of the columns {',
 Row = dict[str, Any]
 
 
-def read_captions(path: Path, beside: Sequence[str] = (), empty: bool = False) -> list[tuple[Any, str]]:
-    """Every caption, on one line, after what its row has in the column that is named by one of `beside`, or None.
+def read_captions(path: Path, beside: Sequence[str], empty: bool = False) -> list[tuple[Any, str]]:
+    """Every caption, on one line, after what its row has in the column that is named by one of `beside`.
 
-    Raises DataError for a file that cannot be read or holds no captions, for two columns of one meaning, and for an
-    empty caption unless there may be some.
+    Raises DataError for a file that cannot be read or lacks a column, for two columns of one meaning, and for an empty
+    caption unless there may be some.
     """
     rows = _rows(path)
-    values = _column(rows, COLUMNS, path)
-    if not values:
-        raise DataError(f"{path} is not a list of captions (its columns are {', '.join(rows[0])}); it must be {FORM}")
+    values, others = _column(rows, COLUMNS, path), _column(rows, beside, path)
     texts = [" ".join(value.split()) if isinstance(value, str) else "" for value in values]
     if "" in texts and not empty:
         number = texts.index("")
         raise DataError(f"{path} has empty captions, the first is number {number + 1} ({values[number]!r}): fill it in")
-    return list(zip(_column(rows, beside, path) or [None] * len(rows), texts, strict=True))
+    return list(zip(others, texts, strict=True))
 
 
 def _rows(path: Path) -> list[Row]:
@@ -57,8 +55,9 @@ def _table(file: TextIO) -> Iterator[Row]:
 
 
 def _column(rows: Sequence[Row], names: Sequence[str], path: Path) -> list[Any]:
-    """The values of the one column that has one of the names, None where a row lacks it; none if there is no such."""
-    found = [name for name in names if any(name in row for row in rows)]
-    if len(found) > 1:
-        raise DataError(f"{path} has the columns {' and '.join(found)}: keep the one that is meant")
-    return [row.get(name) for name in found for row in rows]
+    """The values of the one column that has one of the names, None where a row lacks it."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    found = [name for name in names if name in columns]
+    if len(found) != 1:
+        raise DataError(f"{path} has the columns {', '.join(columns)}: there must be exactly one of {', '.join(names)}")
+    return [row.get(found[0]) for row in rows]

@@ -8,7 +8,7 @@ from splam.data.images import DataError
 
 def read(path, content: str | bytes) -> list[str]:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return [caption for _, caption in read_captions(path)]
+    return [caption for _, caption in read_captions(path, ("id", "seed"))]
 
 
 @pytest.mark.parametrize(
@@ -16,9 +16,9 @@ def read(path, content: str | bytes) -> list[str]:
     [
         ("a.csv", 'id,caption\n1,"two\nlines, one caption"\n2,"a ""dog"""\n', ["two lines, one caption", 'a "dog"']),
         ("a.csv", "\ufeffcaption,id\na dog,1\n", ["a dog"]),  # as Excel saves it
-        ("a.csv", "caption\r\nnull\r\nNA\r\n", ["null", "NA"]),
-        ("a.csv", "caption\na\u2028b\n\x85c\u2029d\n", ["a b", "c d"]),
-        ("a.jsonl", '{"text": "a\u2028dog"}\n{"text": "zwei Hündchen"}\n', ["a dog", "zwei Hündchen"]),
+        ("a.csv", "caption,id\r\nnull,1\r\nNA,2\r\n", ["null", "NA"]),
+        ("a.csv", "caption,id\na\u2028b,1\n\x85c\u2029d,2\n", ["a b", "c d"]),
+        ("a.jsonl", '{"text": "a\u2028dog", "id": 1}\n{"text": "zwei Hündchen"}\n', ["a dog", "zwei Hündchen"]),
         ("a.jsonl", '\ufeff{"prompt": "two\\ncats", "seed": 3}\r\n', ["two cats"]),
     ],
 )
@@ -30,15 +30,15 @@ def test_published_forms_are_read_to_the_letter(tmp_path, name, content, expecte
     "name, content, message",
     [
         ("a.jsonl", "", "holds no rows with columns; it must be a .csv with a header or a .jsonl"),
-        ("a.csv", 'caption\na dog\n" "\ntwo cats\n', "empty captions, the first is number 2"),
+        ("a.csv", 'caption,id\na dog,1\n" ",2\ntwo cats,3\n', "empty captions, the first is number 2"),
         ("a.jsonl", '"a dog"\n', "holds no rows with columns.*columns caption, text, prompt"),
-        ("a.jsonl", '{"text": "a dog"}\n{"txt": "a cat"}\n', r"empty captions, the first is number 2 \(None\)"),
+        ("a.jsonl", '{"id": 1, "text": "a dog"}\n{"txt": "a"}\n', r"empty captions, the first is number 2 \(None\)"),
         ("a.csv", "id,caption\n1,a dog, a cat\n", "line 2 has more or fewer fields than the header: quote"),
         ("a.csv", "caption,id\na dog\n", "line 2 has more or fewer fields"),
         ("a.csv", 'id,caption\n1,"a dog\n2,a cat\n', "is not a list of captions .*unexpected end"),
         ("a.csv", "caption,caption\na,b\n", "names a column twice"),
-        ("a.csv", "caption,text\na,b\n", "has the columns caption and text: keep the one that is meant"),
-        ("a.csv", "a dog\na cat\n", r"its columns are a dog\); it must be .*columns caption, text, prompt"),
+        ("a.csv", "caption,text\na,b\n", "has the columns caption, text: there must be exactly one of caption"),
+        ("a.csv", "a dog\na cat\n", "has the columns a dog: there must be exactly one of caption, text, prompt"),
         ("a.parquet", "PAR1", "its name ends in '.parquet'"),
         ("a.csv", "Hündchen".encode("latin-1"), "is not a list of captions .*utf-8.*; it must be .*in UTF-8"),
     ],

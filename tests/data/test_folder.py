@@ -86,8 +86,8 @@ def test_what_is_missing_is_counted(folder):
     [
         ({"metadata.csv": "file_name,text\n0.png,a\n", "0.txt": "b"}, "0.png has a .txt, and metadata.csv is there"),
         ({"metadata.csv": "file_name,text\n0.png,a\n0.png,b\n"}, "metadata.csv lists 0.png twice"),
-        ({"metadata.csv": "name,text\n0.png,a\n"}, "metadata.csv has rows without file_name"),
-        ({"metadata.csv": "file_name,label\n0.png,a\n"}, "metadata.csv is not a list of captions"),
+        ({"metadata.csv": "name,text\n0.png,a\n"}, "name, text: there must be exactly one of file_name"),
+        ({"metadata.csv": "file_name,label\n0.png,a\n"}, "file_name, label: there must be exactly one of caption"),
         ({"metadata.parquet": "PAR1"}, "metadata.parquet is not a list of captions .*its name ends in '.parquet'"),
     ],
 )
