@@ -68,9 +68,7 @@ def decode(data: bytes, size: int, place: Place = CENTRE, fit: tuple[int, float]
 
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Images uint8 (n, h, w, 3) at `size` pixels by `square`; returned as they are if they have that size."""
-    if images.shape[1:3] == (size, size):
-        return images
+    """Images uint8 (n, h, w, 3) at `size` pixels by `square`; the same bytes if they have that size."""
     return np.stack([square(Image.fromarray(image), size) for image in images])
 
 
