@@ -11,7 +11,7 @@ import hashlib
 import io
 import itertools
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from multiprocessing import Pool
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -132,14 +132,10 @@ class Split(np.recarray):
         return np.load(built(path), mmap_mode="r").view(cls)
 
 
-def _picture(index: int, split: str, seed: int) -> tuple[np.ndarray, list[int]]:
-    """A picture and what it shows, as RECORD has them, for a worker process."""
-    shown = scene(split, seed, index)
-    return render(shown), [known.index(word) for known, word in zip(PARTS, shown.parts, strict=True)]
-
-
 def make(split: str, seed: int, count: int) -> Split:
     """The first `count` pictures of one of SPLITS, drawn by two processes."""
+    scenes = [scene(split, seed, index) for index in range(count)]
+    parts = [[known.index(word) for known, word in zip(PARTS, shown.parts, strict=True)] for shown in scenes]
     with Pool(2) as pool:
-        drawn = pool.imap(partial(_picture, split=split, seed=seed), range(count), chunksize=64)
-        return np.fromiter(tqdm(drawn, split, total=count, mininterval=2), RECORD, count).view(Split)
+        images = tqdm(pool.imap(render, scenes, chunksize=64), split, total=count, mininterval=2)
+        return np.fromiter(zip(images, parts, strict=True), RECORD, count).view(Split)
