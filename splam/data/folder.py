@@ -39,11 +39,10 @@ def read_folder(name: str) -> Iterator[Sample]:
         raise DataError(f"data.folder = {name} holds no pictures: correct it, or put your pictures there")
     if tables and (twice := [path for path in sorted(pictures) if path.with_suffix(".txt") in notes]):
         raise DataError(f"{folder / twice[0]} has a .txt, and {tables[0]} is there too: keep one kind of captions")
-    described = {path.with_suffix(".txt") for path in pictures}
-    everything = pictures if tables else pictures | (notes - described)
-    for path in sorted(everything, key=lambda path: hashlib.sha256(str(path).encode()).digest()):
+    strays = set() if tables else notes - {path.with_suffix(".txt") for path in pictures}
+    for path in sorted(pictures | strays, key=lambda path: hashlib.sha256(str(path).encode()).digest()):
         place, note = folder / path, (folder / path).with_suffix(".txt")
-        size = place.stat().st_size if place != note and place.is_file() else 0
+        size = place.stat().st_size if path not in strays and place.is_file() else 0
         caption = listed.get(path) or caption_text(note.read_bytes() if note.is_file() else b"")
         yield Sample(f"{name}/{path}", path.name, 0, size, caption)
 
