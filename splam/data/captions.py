@@ -29,13 +29,10 @@ def read_captions(path: Path, beside: Sequence[str], empty: bool = False) -> lis
 
 
 def _rows(path: Path) -> list[Row]:
-    """The rows of a list, by column."""
-    parse = {".csv": _table, ".jsonl": lambda file: map(json.loads, file)}.get(path.suffix.lower())
+    """The rows of a list, by column; what is no .jsonl is read as a .csv."""
     try:
-        if parse is None:
-            raise ValueError(f"its name ends in {path.suffix!r}")
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(parse(file))
+            rows = list(map(json.loads, file) if path.suffix.lower() == ".jsonl" else _table(file))
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path} is not a list of captions ({error}); it must be {FORM}") from None
     if not rows or not all(isinstance(row, dict) for row in rows):

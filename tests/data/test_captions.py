@@ -39,7 +39,7 @@ def test_published_forms_are_read_to_the_letter(tmp_path, name, content, expecte
         ("a.csv", "caption,caption\na,b\n", "names a column twice"),
         ("a.csv", "caption,text\na,b\n", "has the columns caption, text: there must be exactly one of caption"),
         ("a.csv", "a dog\na cat\n", "has the columns a dog: there must be exactly one of caption, text, prompt"),
-        ("a.parquet", "PAR1", "its name ends in '.parquet'"),
+        ("a.parquet", "PAR1", "it must be a .csv with a header or a .jsonl"),
         ("a.csv", "Hündchen".encode("latin-1"), "is not a list of captions .*utf-8.*; it must be .*in UTF-8"),
     ],
 )

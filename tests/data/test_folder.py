@@ -88,7 +88,7 @@ def test_what_is_missing_is_counted(folder):
         ({"metadata.csv": "file_name,text\n0.png,a\n0.png,b\n"}, "metadata.csv lists 0.png twice"),
         ({"metadata.csv": "name,text\n0.png,a\n"}, "name, text: there must be exactly one of file_name"),
         ({"metadata.csv": "file_name,label\n0.png,a\n"}, "file_name, label: there must be exactly one of caption"),
-        ({"metadata.parquet": "PAR1"}, "metadata.parquet is not a list of captions .*its name ends in '.parquet'"),
+        ({"metadata.parquet": "PAR1"}, "metadata.parquet holds no rows .*it must be a .csv with a header or a .jsonl"),
     ],
 )
 def test_what_is_ambiguous_is_refused(folder, files, message):
