@@ -215,8 +215,13 @@ def sections(params: Params) -> dict[str, list[Line]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status, 0 where nothing is missing."""
+    import diffusers
+    import transformers
+
     params = parse(asked_for("splam.preflight", __doc__.splitlines()[0], arguments), "profile")
     print(f"Profile {params.profile}: {params.description}")
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
     found = sections(params)
     for title, lines in found.items():
         print("\n".join([f"\n{title}", *(f"  {mark} {text}" for mark, text in lines)]))
