@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from splam.report import rules
-from splam.report.metrics import UNDISTILLED, Metrics, by_seed, expand, over, steps_text, variants, where
+from splam.report.metrics import UNDISTILLED, Metrics, by_seed, expand, steps_text, variants, where
 from splam.report.rules import ABOVE, BELOW, CANNOT_TELL, FID_UNIT, REAL, TEACHER, Part, ln_ratio, short, system
 
 CLAIMS: dict[str, dict[str, Any]] = rules.CONTENT["claims"]
@@ -48,7 +48,8 @@ def slopes_over_k(metrics: Metrics, variant: str) -> Iterator[Part]:
     rows = rows[(rows["skip"] <= SOLVER_SKIP) | rows["multiple_estimation"].isin([False])]
     lcm, ours = where(rows, method="LCM (fix w)"), where(rows, method="SPLAM", variant=variant)
     common = tuple(set(lcm["skip"]) & set(ours["skip"]))
-    lcm, ours = (slopes(over(where(found, skip=common), "skip").rename(columns=np.log)) for found in (lcm, ours))
+    lcm, ours = (by_seed(where(found, skip=common), "fid", "skip") for found in (lcm, ours))
+    lcm, ours = (slopes(fids.rename(columns=np.log)) for fids in (lcm, ours))
     found = {"LCM's slope": (lcm, 0 * lcm), "SPLAM's slope": (ours, 0 * ours)}
     found["LCM's slope - SPLAM's"] = (lcm - ours).dropna(), (0 * lcm - ours).dropna()
     for label, (slope, control) in found.items():
@@ -57,8 +58,7 @@ def slopes_over_k(metrics: Metrics, variant: str) -> Iterator[Part]:
 
 def curve(metrics: Metrics, name: str, variant: str) -> pd.DataFrame:
     """FID over training on Fig. 2b's sample: a row for each seed, a column for each iteration."""
-    rows = where(metrics.rows, dataset="unseen-curve", **system(name, variant))
-    return over(where(rows, steps=rows["steps"].max()), "iteration")
+    return by_seed(where(metrics.rows, dataset="unseen-curve", **system(name, variant)), "fid", "iteration")
 
 
 def untrained(metrics: Metrics) -> pd.Series:
@@ -131,7 +131,7 @@ def guidance_trend(metrics: Metrics, variant: str) -> Iterator[Part]:
     if len(rows):
         rows = where(rows, skip=rows.groupby("skip")["guidance_scale"].nunique().idxmax())
     for name, column in (("CLIP score", "clip_score"), ("FID", "fid")):
-        found = (row.dropna() for _, row in over(rows, "guidance_scale", column).iterrows())
+        found = (row.dropna() for _, row in by_seed(rows, column, "guidance_scale").iterrows())
         enough = [row for row in found if {3, 12} <= set(row.index) and len(row) > 3]
         rho = tuple(float(stats.spearmanr(row.index, row).statistic) for row in enough)
         sides = [[exact_p(row, side) for row in enough] for side in ("greater", "less")] if enough else ()

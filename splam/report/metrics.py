@@ -114,15 +114,11 @@ def distinct(rows: pd.DataFrame, *keys: str) -> pd.DataFrame:
     return rows
 
 
-def by_seed(rows: pd.DataFrame, value: str) -> pd.Series:
-    """One value for each seed (index: seed)."""
-    return distinct(rows[rows[value].notna()], "seed").set_index("seed")[value].astype(float)
-
-
-def over(rows: pd.DataFrame, column: str, value: str = "fid") -> pd.DataFrame:
-    """A row for each seed, a column for each of a column's values."""
-    rows = distinct(rows[rows[value].notna() & rows[column].notna()], "seed", column)
-    return rows.pivot(index="seed", columns=column, values=value).astype(float)
+def by_seed(rows: pd.DataFrame, value: str, *columns: str) -> pd.Series | pd.DataFrame:
+    """One value for each seed (index: seed); of columns that are named, a column for each of their values."""
+    keys = ["seed", *columns]
+    rows = distinct(rows.dropna(subset=[value, *columns]), *keys)
+    return rows.set_index(keys)[value].astype(float).unstack(columns)
 
 
 def variants(rows: pd.DataFrame, method: str = "SPLAM") -> list[str]:

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from splam.report.metrics import by_seed, check_comparable, load_metrics, over
+from splam.report.metrics import by_seed, check_comparable, load_metrics
 from tests.report.synthetic import QUOTE, write_metrics
 
 ROWS = pd.DataFrame({"dataset": "unseen", "seed": 0, "system": ["a", "b"], **QUOTE})
@@ -43,6 +43,6 @@ def test_two_runs_for_one_seed_are_an_error_that_names_them():
     rows = pd.DataFrame({"run": ["a", "again"], "seed": [0, 0], "skip": [20, 100], "fid": [1.0, 2.0]})
     with pytest.raises(ValueError, match="among the runs a, again"):
         by_seed(rows, "fid")
-    assert over(rows, "skip").to_numpy().tolist() == [[1.0, 2.0]]
+    assert by_seed(rows, "fid", "skip").to_numpy().tolist() == [[1.0, 2.0]]
     with pytest.raises(ValueError, match="several rows for one seed"):
-        over(rows.assign(skip=20), "skip")
+        by_seed(rows.assign(skip=20), "fid", "skip")
