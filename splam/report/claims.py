@@ -32,7 +32,7 @@ def latencies(metrics: Metrics, variant: str) -> Iterator[Part]:
         unet, calls, whole, papers = rows.loc[slow, columns] / rows.loc[fast, columns]
         values = (math.log(unet / calls),) if unet > 0 else ()
         note = f"{calls:g} times the calls; the whole {whole:.2f}, the paper's {papers:.2f}" if calls > 0 else ""
-        yield Part(f"{slow} / {fast}", "ln ratio of UNet seconds a call", values, near, rule="value", note=note)
+        yield Part(f"{slow} / {fast}", "ln ratio of UNet seconds a call", values, near, level=None, note=note)
 
 
 def slopes(fids: pd.DataFrame) -> pd.Series:
@@ -191,7 +191,7 @@ def judge(metrics: Metrics) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _verdict(parts: list[Part], again: list[Part]) -> dict[str, object]:
-    seeds = [len(part.values) for part in parts if part.values and part.rule != "value"]
+    seeds = [len(part.values) for part in parts if part.values and part.level]
     found = {"measured": rules.describe(parts), **rules.decisive(parts).record(), "seeds": min(seeds, default=None)}
     judged = [part for part in parts if part.judged and part.verdict != rules.MISSING]
     found |= {"parts": len(judged), "can_tell": sum(part.verdict != CANNOT_TELL for part in judged)}

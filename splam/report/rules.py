@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,7 +47,7 @@ def ln_ratio(a: pd.Series, b: pd.Series) -> tuple[float, ...]:
 class Part:
     """One comparison of a claim: a number for each seed, and the open region `accept` that they should lie in.
 
-    rule: "t" takes the t interval over seeds, "value" the one number as it is. p: where it decides in place of the
+    level: of the t interval over seeds; None takes the one number as it is. p: where it decides in place of the
     interval, of the claimed side and of the other. controls: those that pass the same test; judged: whether the claim
     needs this part.
     """
@@ -56,8 +56,7 @@ class Part:
     unit: str
     values: tuple[float, ...]
     accept: tuple[float, float]
-    level: float = 0.95
-    rule: Literal["t", "value"] = "t"
+    level: float | None = 0.95
     p: tuple[float, float] | None = None
     controls: tuple[str, ...] = ()
     judged: bool = True
@@ -72,7 +71,7 @@ class Part:
     @cached_property
     def bounds(self) -> tuple[float, float]:
         """What is compared with `accept`: Student's t interval for the mean; (nan, nan) for fewer than two values."""
-        if self.rule == "value" and self.values:
+        if self.level is None and self.values:
             return self.values[0], self.values[0]
         if len(self.values) < 2:
             return math.nan, math.nan
@@ -88,7 +87,7 @@ class Part:
             return MISSING
         if not self.judged:
             return REPORTED
-        if self.rule == "t" and len(self.values) < 3:
+        if self.level and len(self.values) < 3:
             return FEW_SEEDS
         if self.controls:
             return CANNOT_TELL
@@ -106,7 +105,7 @@ class Part:
 
     def __str__(self) -> str:
         direction = (" (as claimed)" if self.excess < 0 else " (not as claimed)") * math.isnan(self.bounds[0])
-        said = number(self.unit, self.estimate, *(() if self.rule == "value" else self.bounds))
+        said = number(self.unit, self.estimate, *(self.bounds if self.level else ()))
         note = f" ({self.note})" * bool(self.note)
         return f"{self.label}: {self.unit.removeprefix('ln ')} {said}{direction}{note}"
 
@@ -115,7 +114,7 @@ class Part:
         numbers = {"estimate": self.estimate, "low": self.bounds[0], "high": self.bounds[1]}
         region = {"accept_low": self.accept[0], "accept_high": self.accept[1], "excess": self.excess}
         seeds = {"values": " ".join(f"{value:.4g}" for value in self.values)}
-        seeds["seeds"] = len(self.values) if self.rule != "value" else None
+        seeds["seeds"] = len(self.values) if self.level else None
         facts = {"verdict": self.verdict, "alone": replace(self, controls=()).verdict}
         facts |= {"controls": "; ".join(self.controls), "note": self.note}
         return {"part": self.label, "unit": self.unit, **numbers, **region, **seeds, **facts}
@@ -135,12 +134,12 @@ def decisive(parts: Sequence[Part]) -> Part:
     return min(parts, key=lambda part: (order.index(part.verdict), -np.nan_to_num(part.excess, nan=-math.inf)))
 
 
-def describe(parts: Sequence[Part], most: int = 8) -> str:
-    """What was measured, in one line; of more than `most` parts, how many agree and which is furthest off."""
+def describe(parts: Sequence[Part]) -> str:
+    """What was measured, in one line; of more than eight parts, how many agree and which is furthest off."""
     known = [part for part in parts if part.verdict != MISSING]
     lost = [part.missing or f"a shared seed of '{part.label}'" for part in parts if part.verdict == MISSING]
     texts, lost = [str(part) for part in known], list(dict.fromkeys(lost))
-    if len(known) > most:
+    if len(known) > 8:
         agree = sum(part.excess < 0 for part in known)
         texts = [f"{agree} of {len(known)} comparisons on the claimed side; furthest off: {decisive(known)}"]
     more = [f"and {len(lost) - 2} more"] if len(lost) > 2 else []

@@ -48,7 +48,7 @@ def parts(claim: str, metrics: Metrics, **frames: pd.DataFrame) -> list[Part]:
         ((0.0, 0.025, 0.05), (-0.08, 0.08), {"level": 0.90}, HOLDS),  # equivalence: the narrower interval
         ((0.8, 1.0, 1.0), ABOVE, {"p": (0.01, 0.99)}, HOLDS),
         ((-0.2, 1.0, 0.1), ABOVE, {"p": (0.2, 0.8)}, NOISE),
-        ((0.3,), ABOVE, {"rule": "value"}, HOLDS),
+        ((0.3,), ABOVE, {"level": None}, HOLDS),
     ],
 )
 def test_a_part_is_judged_by_its_interval(values, accept, how, verdict):
