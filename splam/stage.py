@@ -30,6 +30,7 @@ KERNEL_ENVIRONMENT = {
 }
 KERNEL_OPTIONS = [
     "--IPKernelApp.capture_fd_output=False",  # what a process started by a cell prints: to the terminal alone
+    "--IPKernelApp.extra_extensions=splam.stage",  # load_ipython_extension, below
     "--InteractiveShell.xmode=Plain",  # tracebacks as Python's own
     "--log-level=CRITICAL",  # no "KeyboardInterrupt caught in kernel" where it is shut down
 ]
@@ -116,6 +117,11 @@ def normalise(executed: Any) -> Any:
     return executed
 
 
+def load_ipython_extension(shell: Any) -> None:
+    """Called in the kernel: it ends with its stage at once, whatever holds up ipykernel's own watch for that."""
+    _die_with_parent(signal.SIGKILL, int(os.environ["JPY_PARENT_PID"]))
+
+
 def launch(module: str, *arguments: str, processes: int = 1) -> None:
     """Run `python -m module arguments` from a notebook, as `processes` ranks of torchrun where that is over 1.
 
@@ -124,13 +130,13 @@ def launch(module: str, *arguments: str, processes: int = 1) -> None:
     """
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     command = [sys.executable, "-m", *(torchrun if processes > 1 else []), module, *arguments]
-    subprocess.run(command, cwd=ROOT, check=True, preexec_fn=partial(_die_with_parent, os.getpid()))
+    subprocess.run(command, cwd=ROOT, check=True, preexec_fn=partial(_die_with_parent, signal.SIGTERM, os.getpid()))
 
 
-def _die_with_parent(parent: int) -> None:
-    """Have this process sent SIGTERM when process `parent`, which started it, ends, even by SIGKILL (on Linux)."""
+def _die_with_parent(number: int, parent: int) -> None:
+    """Have this process sent a signal when process `parent`, which started it, ends, even by SIGKILL (on Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, int(number))  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(1)
 
