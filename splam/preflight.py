@@ -50,12 +50,13 @@ def check(what: str, remedy: str, load: Callable[[], object]) -> Line:
 def find(source: str) -> Path:
     """The local folder or file of a source, or where the hub's local cache holds it. Raises FileNotFoundError."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     if (ROOT / source).exists():
         return ROOT / source
     try:
         return Path(snapshot_download(source, local_files_only=True))
-    except (OSError, ValueError):
+    except (LocalEntryNotFoundError, HFValidationError):
         raise FileNotFoundError("neither a local path nor in the hub's local cache") from None
 
 
