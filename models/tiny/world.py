@@ -43,7 +43,8 @@ def pictures() -> shapes.Split:
     path = SCRATCH / "pictures.npy"
     if not path.is_file():
         SCRATCH.mkdir(parents=True, exist_ok=True)
-        np.save(path, shapes.make("train", 0, IMAGES))
+        np.save(part := SCRATCH / "part.npy", shapes.make("train", 0, IMAGES))
+        os.replace(part, path)  # whole or absent, should it be stopped
     return shapes.Split.load(path)
 
 
